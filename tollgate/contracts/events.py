@@ -1,0 +1,135 @@
+"""Contract `events/1`: the columns of an event, and the record (headers + Arrow IPC stream) that carries many of them.
+
+Owns the record headers and both directions of their encoding; the columns are `tollgate.metering.event`. It refuses
+to know where the columns come from (a gateway's format) and what is counted over them (a meter).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import xxhash
+
+from tollgate.metering.event import PROPERTY_PREFIX, SCHEMA, event_schema
+
+__all__ = [
+    "CONTRACT",
+    "PROPERTY_PREFIX",
+    "SCHEMA",
+    "EventHeaders",
+    "UndecodableRecord",
+    "assign_partition",
+    "contract_of",
+    "decode_batch",
+    "encode_batch",
+    "event_schema",
+    "hash_id",
+    "headers_from_kafka",
+    "headers_to_kafka",
+    "seed_fingerprint",
+]
+
+CONTRACT = "events/1"
+
+
+def assign_partition(account: str, partitions: int) -> int:
+    """The partition all events of an account go to. Unseeded on purpose: it must be the same on every ingest."""
+    return xxhash.xxh3_64_intdigest(account.encode("utf-8", "surrogatepass")) % partitions
+
+
+def hash_id(event_id: str, seed: int) -> int:
+    """The 64-bit keyed hash by which an event id is remembered. `seed` is the installation's secret."""
+    return xxhash.xxh3_64_intdigest(event_id.encode("utf-8", "surrogatepass"), seed)
+
+
+def seed_fingerprint(seed: int) -> str:
+    """Hex digest pinned in the ledger: two services with different seeds would count every retry twice."""
+    return xxhash.xxh3_64_hexdigest(b"tollgate id seed", seed)
+
+
+@dataclass(frozen=True, slots=True)
+class EventHeaders:
+    """What the record says about itself, so that even a value nobody can decode is accounted for."""
+
+    source: str
+    """Name of the source (token) the events came through."""
+    instance: str
+    """The ingest instance that wrote it."""
+    rows: int
+    ingest_ms: int
+    """Wall time of the ingest instance when the record was sealed: lateness is judged against this, never 'now'."""
+    capture: str
+    """Hash of the capture settings in force."""
+    accept_late: bool = False
+    """True only for a dead letter an operator replayed on purpose: its events are counted however old they are."""
+
+
+class UndecodableRecord(ValueError):
+    """The bytes are not what the headers or the contract promise."""
+
+
+def headers_to_kafka(headers: EventHeaders) -> list[tuple[str, bytes]]:
+    """Kafka headers of an events record."""
+    return [
+        ("contract", CONTRACT.encode()),
+        ("source", headers.source.encode()),
+        ("instance", headers.instance.encode()),
+        ("rows", str(headers.rows).encode()),
+        ("ingest_ms", str(headers.ingest_ms).encode()),
+        ("capture", headers.capture.encode()),
+        *([("accept_late", b"1")] if headers.accept_late else []),
+    ]
+
+
+def headers_from_kafka(headers: Sequence[tuple[str, bytes]]) -> EventHeaders:
+    """Inverse of `headers_to_kafka`. Raises UndecodableRecord when one is missing or malformed."""
+    found = dict(headers)
+    try:
+        return EventHeaders(
+            source=found["source"].decode(),
+            instance=found["instance"].decode(),
+            rows=int(found["rows"]),
+            ingest_ms=int(found["ingest_ms"]),
+            capture=found.get("capture", b"").decode(),
+            accept_late=found.get("accept_late") == b"1",
+        )
+    except (KeyError, ValueError) as error:
+        raise UndecodableRecord(f"record headers are not those of {CONTRACT}: {error!r}") from error
+
+
+def contract_of(headers: Sequence[tuple[str, bytes]]) -> str | None:
+    """The contract a record claims, or None when it claims none."""
+    for name, value in headers:
+        if name == "contract":
+            return value.decode("utf-8", "replace")
+    return None
+
+
+_COMPRESSED = pa.ipc.IpcWriteOptions(compression="lz4")
+_PLAIN = pa.ipc.IpcWriteOptions()
+
+COMPRESS_FROM_ROWS = 32
+"""Below this a record is mostly schema, which buffer compression does not touch, and costs more than it saves."""
+
+
+def encode_batch(batch: pa.RecordBatch) -> bytes:
+    """An Arrow IPC stream with exactly this batch; buffers are lz4-compressed when there are enough rows to gain."""
+    sink = pa.BufferOutputStream()
+    options = _COMPRESSED if batch.num_rows >= COMPRESS_FROM_ROWS else _PLAIN
+    with pa.ipc.new_stream(sink, batch.schema, options=options) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+
+
+def decode_batch(value: bytes) -> pa.RecordBatch:
+    """The one batch of an IPC stream. Raises UndecodableRecord for anything else."""
+    try:
+        with pa.ipc.open_stream(value) as reader:
+            batches = list(reader)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UndecodableRecord(f"not an Arrow IPC stream: {error}") from error
+    if len(batches) != 1:
+        raise UndecodableRecord(f"expected one record batch, found {len(batches)}")
+    return batches[0]

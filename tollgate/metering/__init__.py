@@ -1,0 +1,1 @@
+"""The rules: what an event is worth. No I/O, no clock, no environment."""
