@@ -1,0 +1,1 @@
+"""A seeded traffic generator: calls, the formats gateways log them in, a sender, and the history that is the truth."""

@@ -1,0 +1,130 @@
+"""The sender: posts batches until each has been acknowledged, as a careful gateway would.
+
+Owns retries (the same bytes again), concurrency and pace. It refuses to know what a batch means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import httpx
+
+from sandbox.traffic.calls import Call
+from sandbox.traffic.formats import CONTENT_TYPES, PATHS, Format, render_batch
+from sandbox.traffic.history import HistoryWriter
+
+RETRY_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where to send: one or more ingest addresses, used in turn, and a source's token."""
+
+    urls: tuple[str, ...]
+    token: str
+
+
+class Refused(RuntimeError):
+    """Ingest refused a batch for good (4xx): sending it again would not help."""
+
+
+@dataclass(slots=True)
+class Sending:
+    """How far it has come."""
+
+    accepted: int = 0
+    """Calls in acknowledged requests (malformed entries included: they were answered for)."""
+    retries: int = 0
+
+
+async def send_calls(
+    calls: Iterable[Call],
+    target: Target,
+    history: HistoryWriter,
+    *,
+    formats: tuple[Format, ...] = (Format.KONG,),
+    batch_size: int = 500,
+    concurrency: int = 4,
+    calls_per_second: float | None = None,
+    give_up_seconds: float = 120.0,
+    on_progress: Callable[[Sending], None] = lambda _: None,
+) -> Sending:
+    """Send every call, `batch_size` a request, formats in turn; returns when each request has had its 2xx.
+
+    Raises Refused on a 4xx, TimeoutError when one batch finds no 2xx for `give_up_seconds`.
+    """
+    sending = Sending()
+    batches = _batches(calls, formats, batch_size)
+    addresses = itertools.cycle(target.urls)
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    handed_out = 0
+
+    async def paced() -> AsyncIterator[tuple[list[Call], Format]]:
+        nonlocal handed_out
+        for batch, wire in batches:
+            if calls_per_second is not None:
+                await asyncio.sleep(max(0.0, started + handed_out / calls_per_second - loop.time()))
+            handed_out += len(batch)
+            yield batch, wire
+
+    source = paced()
+    turn = asyncio.Lock()
+
+    async def work(client: httpx.AsyncClient) -> None:
+        while True:
+            async with turn:
+                try:
+                    batch, wire = await anext(source)
+                except StopAsyncIteration:
+                    return
+            await _post_until_acknowledged(
+                client, addresses, target.token, batch, wire, sending, give_up_seconds
+            )
+            history.append(batch, wire)
+            sending.accepted += len(batch)
+            on_progress(sending)
+
+    async with httpx.AsyncClient(timeout=httpx.Timeout(30.0, connect=5.0), trust_env=False) as client:
+        await asyncio.gather(*(work(client) for _ in range(concurrency)))
+    return sending
+
+
+def _batches(
+    calls: Iterable[Call], formats: tuple[Format, ...], size: int
+) -> Iterator[tuple[list[Call], Format]]:
+    turns = itertools.cycle(formats)
+    iterator = iter(calls)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch, next(turns)
+
+
+async def _post_until_acknowledged(
+    client: httpx.AsyncClient,
+    addresses: Iterator[str],
+    token: str,
+    batch: list[Call],
+    wire: Format,
+    sending: Sending,
+    give_up_seconds: float,
+) -> None:
+    body = render_batch(batch, wire)
+    headers = {"authorization": f"Bearer {token}", "content-type": CONTENT_TYPES[wire]}
+    async with asyncio.timeout(give_up_seconds):
+        while True:
+            try:
+                answer = await client.post(next(addresses) + PATHS[wire], content=body, headers=headers)
+            except httpx.TransportError:
+                # Unknown outcome: it may have been stored. The ids make a second copy harmless.
+                sending.retries += 1
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            if answer.is_success:
+                return
+            if answer.status_code < 500 and answer.status_code not in (408, 429):
+                raise Refused(f"{answer.status_code} from {answer.url}: {answer.text[:500]}")
+            sending.retries += 1
+            await asyncio.sleep(RETRY_SECONDS)
