@@ -1,1 +1,1 @@
-
+"""The operators' command line."""

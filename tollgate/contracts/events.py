@@ -6,6 +6,7 @@ to know where the columns come from (a gateway's format) and what is counted ove
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ __all__ = [
     "assign_partition",
     "contract_of",
     "decode_batch",
+    "derive_seed",
     "encode_batch",
     "event_schema",
     "hash_id",
@@ -42,6 +44,11 @@ def assign_partition(account: str, partitions: int) -> int:
 def hash_id(event_id: str, seed: int) -> int:
     """The 64-bit keyed hash by which an event id is remembered. `seed` is the installation's secret."""
     return xxhash.xxh3_64_intdigest(event_id.encode("utf-8", "surrogatepass"), seed)
+
+
+def derive_seed(secret: str) -> int:
+    """The 64-bit seed of an installation's secret text (`TOLLGATE_ID_SEED`)."""
+    return int.from_bytes(hashlib.blake2b(secret.encode(), digest_size=8).digest(), "big")
 
 
 def seed_fingerprint(seed: int) -> str:

@@ -1,0 +1,56 @@
+"""Who the demo bills: three companies, each known to the gateway in another way, and the five meters' catalogue.
+
+Owns their names and what is created at Stripe for them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sandbox.shop import Shop, Shopper
+from sandbox.traffic.calls import Identity
+
+UNIT_AMOUNTS = {"api_calls": "0.4", "chat_tokens": "0.002", "egress_bytes": "0.000009"}
+"""Cents a unit, by event_name."""
+
+DAY_SECONDS = 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """The customers, and how the gateway names them."""
+
+    shoppers: tuple[Shopper, ...]
+    identities: tuple[Identity, ...]
+
+    def name_of(self, customer: str) -> str:
+        """The company behind a Stripe customer id."""
+        return next((s.name for s in self.shoppers if s.customer == customer), customer)
+
+
+def hire_cast(shop: Shop, *, now_s: int) -> Cast:
+    """Create meters, prices and three customers whose subscriptions began at midnight UTC, a day ago."""
+    prices = [
+        shop.create_price(shop.create_meter(event_name, event_name), event_name, amount)
+        for event_name, amount in UNIT_AMOUNTS.items()
+    ]
+    began_s = now_s // DAY_SECONDS * DAY_SECONDS - DAY_SECONDS
+    shoppers = tuple(
+        shop.sign_up(name, email, prices, backdate_start_s=began_s)
+        for name, email in (
+            ("Acme", "billing@acme.example"),
+            ("Globex", "billing@globex.example"),
+            ("Initech", "billing@initech.example"),
+        )
+    )
+    acme, globex, initech = shoppers
+    identities = (
+        # The gateway's consumer carries the Stripe customer id as its custom_id.
+        Identity(customer=acme.customer, user=acme.customer),
+        # The gateway knows an e-mail address.
+        Identity(customer=globex.customer, user=globex.email),
+        # Another consumer of the same customer: two accounts, one bill.
+        Identity(customer=initech.customer, user=initech.customer),
+        Identity(customer=initech.customer, user=initech.email),
+    )
+    return Cast(shoppers, identities)

@@ -1,0 +1,82 @@
+"""`tollgate events`: the log of events as JSON lines, since Arrow cannot be read with a generic console consumer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from services.cli.log import NoSuchTopic, StoredRecord, read_topic
+from services.cli.settings import CliSettings
+from tollgate.contracts import ticks
+from tollgate.contracts.events import UndecodableRecord, contract_of, decode_batch
+from tollgate.contracts.topics import GATEWAY_EVENTS
+from tollgate.runtime.settings import load_settings
+
+
+@click.group()
+def events() -> None:
+    """Read the log of events."""
+
+
+@events.command()
+@click.option("-n", "--limit", type=int, default=None, help="Stop after this many events.")
+@click.option("--from-beginning", is_flag=True, help="Start at the oldest record kept instead of the newest.")
+@click.option("--no-follow", is_flag=True, help="End at the end of the log instead of waiting for more.")
+@click.option("--account", help="Only this account, e.g. user:cus_123.")
+@click.option("--ticks", "with_ticks", is_flag=True, help="Ticks too.")
+def tail(
+    limit: int | None, from_beginning: bool, no_follow: bool, account: str | None, with_ticks: bool
+) -> None:
+    """Print events as JSON lines, newest records as they come."""
+    settings = load_settings(CliSettings)
+
+    async def follow() -> None:
+        left = limit
+        records = read_topic(
+            settings.kafka,
+            GATEWAY_EVENTS.name,
+            from_end=not from_beginning and not no_follow,
+            follow=not no_follow,
+        )
+        async for record in records:
+            for line in describe_record(record, with_ticks=with_ticks):
+                if account is not None and line.get("account") != account:
+                    continue
+                click.echo(json.dumps(line, separators=(",", ":"), default=str))
+                if left is not None:
+                    left -= 1
+                    if left <= 0:
+                        return
+
+    try:
+        asyncio.run(follow())
+    except NoSuchTopic as error:
+        raise click.ClickException(str(error)) from None
+    except KeyboardInterrupt:
+        return
+
+
+def describe_record(record: StoredRecord, *, with_ticks: bool) -> Iterator[dict[str, Any]]:
+    """One line per event of a record; a line that says so for what cannot be decoded."""
+    place = {"partition": record.partition, "offset": record.offset}
+    contract = contract_of(record.headers)
+    if contract == ticks.CONTRACT:
+        if with_ticks:
+            tick = ticks.decode_tick(record.value)
+            yield place | {
+                "tick": tick.instance,
+                "wall_ms": tick.wall_ms,
+                "rows_acknowledged": tick.rows_acknowledged,
+            }
+        return
+    try:
+        rows = decode_batch(record.value).to_pylist()
+    except UndecodableRecord as error:
+        yield place | {"undecodable": str(error), "contract": contract}
+        return
+    for row, event in enumerate(rows):
+        yield place | {"row": row} | {name: value for name, value in event.items() if value is not None}

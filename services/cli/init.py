@@ -1,0 +1,83 @@
+"""`tollgate init`: topics, schema, roles and pins. Idempotent: run it again after every upgrade."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+
+import click
+
+from services.cli.gateway import StripeGateway, StripeUnreachable
+from services.cli.settings import CliSettings
+from tollgate.contracts.events import derive_seed, seed_fingerprint
+from tollgate.contracts.topics import GATEWAY_EVENTS, TOPICS
+from tollgate.ledger.engine import open_ledger
+from tollgate.ledger.init import PinMismatch, Pins, initialise, read_pins
+from tollgate.runtime.clock import SystemClock
+from tollgate.runtime.kafka import TopicSpec, cluster_id, create_topics
+from tollgate.runtime.settings import load_settings
+
+RECORD_BYTES_MAX = 8 * 1024 * 1024
+
+
+def topic_specs(settings: CliSettings) -> list[TopicSpec]:
+    """What `init` creates: the contracts' topics, named and sized as the settings say."""
+    return [
+        TopicSpec(
+            name=settings.kafka.topic_name(topic.name),
+            partitions=settings.topics.partitions,
+            replication_factor=settings.topics.replication_factor,
+            configs={
+                "cleanup.policy": "delete",
+                "retention.ms": str(topic.retention_ms),
+                "max.message.bytes": str(RECORD_BYTES_MAX),
+                "min.insync.replicas": str(settings.topics.min_insync_replicas),
+            },
+        )
+        for topic in TOPICS
+    ]
+
+
+async def _prepare_kafka(settings: CliSettings) -> str:
+    cluster = await cluster_id(settings.kafka)
+    await create_topics(settings.kafka, topic_specs(settings))
+    return cluster
+
+
+@click.command()
+def init() -> None:
+    """Create topics and schema, and pin what belongs together.
+
+    Topics that exist with another partition count, and a ledger that belongs to another cluster, topic, Stripe
+    account or id seed, are refused. Nothing existing is changed or deleted; safe to run again.
+    """
+    settings = load_settings(CliSettings)
+    if settings.id_seed is None:
+        raise click.ClickException("set TOLLGATE_ID_SEED: the secret by which event ids are hashed")
+    try:
+        account = StripeGateway(settings.stripe).account()
+    except StripeUnreachable as error:
+        raise click.ClickException(f"Stripe: {error}") from None
+    try:
+        cluster = asyncio.run(_prepare_kafka(settings))
+    except Exception as error:
+        raise click.ClickException(f"Kafka at {settings.kafka.bootstrap_servers}: {error}") from error
+    engine = open_ledger(settings.ledger.url.get_secret_value())
+    known = read_pins(engine)
+    pins = Pins(
+        kafka_cluster_id=cluster,
+        events_topic=settings.kafka.topic_name(GATEWAY_EVENTS.name),
+        partitions=settings.topics.partitions,
+        stripe_account=account.account,
+        stripe_mode=account.mode,
+        id_seed_fingerprint=seed_fingerprint(derive_seed(settings.id_seed.get_secret_value())),
+        # A ledger's own name, given once: identifiers of two ledgers can never meet at Stripe.
+        ledger_id=known.ledger_id if known else uuid.uuid4().hex,
+    )
+    try:
+        report = initialise(engine, pins, settings.topics.partitions, SystemClock().now_ms())
+    except PinMismatch as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(f"Kafka   cluster {cluster}, {len(TOPICS)} topics, {settings.topics.partitions} partitions")
+    click.echo(f"Ledger  {report}")
+    click.echo(f"Stripe  account {account.account}, {account.mode} mode")
