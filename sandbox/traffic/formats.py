@@ -97,11 +97,13 @@ def to_kong(call: Call) -> dict[str, Any]:
 
 def to_moesif(call: Call) -> dict[str, Any]:
     """One event as kong-plugin-moesif sends it (milliseconds not padded, no zone)."""
-    moment = datetime.fromtimestamp(call.time_ms / 1000, UTC)
-    time = f"{moment:%Y-%m-%dT%H:%M:%S}.{call.time_ms % 1000}"
+
+    def stamp(time_ms: int) -> str:
+        return f"{datetime.fromtimestamp(time_ms // 1000, UTC):%Y-%m-%dT%H:%M:%S}.{time_ms % 1000}"
+
     event: dict[str, Any] = {
         "request": {
-            "time": time,
+            "time": stamp(call.time_ms),
             "uri": f"http://api.example.com:8000{call.path}",
             "verb": call.method,
             "headers": {"user-agent": call.user_agent, "content-length": str(call.request_bytes)},
@@ -110,7 +112,7 @@ def to_moesif(call: Call) -> dict[str, Any]:
             "transfer_encoding": "base64",
         },
         "response": {
-            "time": time,
+            "time": stamp(call.time_ms + call.latency_ms),
             "status": call.status,
             "headers": _headers(call) | {"content-length": str(call.response_bytes)},
         },

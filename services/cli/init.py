@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 
 import click
 
@@ -12,7 +11,8 @@ from services.cli.settings import CliSettings
 from tollgate.contracts.events import derive_seed, seed_fingerprint
 from tollgate.contracts.topics import GATEWAY_EVENTS, TOPICS
 from tollgate.ledger.engine import open_ledger
-from tollgate.ledger.init import PinMismatch, Pins, initialise, read_pins
+from tollgate.ledger.errors import PinMismatch
+from tollgate.ledger.init import Pins, initialise
 from tollgate.runtime.clock import SystemClock
 from tollgate.runtime.kafka import TopicSpec, cluster_id, create_topics
 from tollgate.runtime.settings import load_settings
@@ -63,7 +63,6 @@ def init() -> None:
     except Exception as error:
         raise click.ClickException(f"Kafka at {settings.kafka.bootstrap_servers}: {error}") from error
     engine = open_ledger(settings.ledger.url.get_secret_value())
-    known = read_pins(engine)
     pins = Pins(
         kafka_cluster_id=cluster,
         events_topic=settings.kafka.topic_name(GATEWAY_EVENTS.name),
@@ -71,13 +70,14 @@ def init() -> None:
         stripe_account=account.account,
         stripe_mode=account.mode,
         id_seed_fingerprint=seed_fingerprint(derive_seed(settings.id_seed.get_secret_value())),
-        # A ledger's own name, given once: identifiers of two ledgers can never meet at Stripe.
-        ledger_id=known.ledger_id if known else uuid.uuid4().hex,
+        ledger_id="",
     )
     try:
         report = initialise(engine, pins, settings.topics.partitions, SystemClock().now_ms())
     except PinMismatch as error:
         raise click.ClickException(str(error)) from None
     click.echo(f"Kafka   cluster {cluster}, {len(TOPICS)} topics, {settings.topics.partitions} partitions")
-    click.echo(f"Ledger  {report}")
+    click.echo(
+        f"Ledger  {report.pins.ledger_id}, schema {report.schema_version}, {report.roles_skipped or 'one role a service' if report.roles or report.roles_skipped else 'ready'}"
+    )
     click.echo(f"Stripe  account {account.account}, {account.mode} mode")

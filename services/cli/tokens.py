@@ -6,8 +6,8 @@ import click
 
 from services.cli.console import Output, format_time, output_options, print_rows
 from services.cli.settings import CliSettings
-from tollgate.ledger.catalogue import create_source, list_sources, revoke_source
 from tollgate.ledger.engine import open_ledger
+from tollgate.ledger.sources import create_source, list_sources, revoke_source
 from tollgate.runtime.clock import SystemClock
 from tollgate.runtime.settings import load_settings
 
@@ -35,7 +35,10 @@ def create(source: str, scopes: tuple[str, ...]) -> None:
     """
     settings = load_settings(CliSettings)
     engine = open_ledger(settings.ledger.url.get_secret_value())
-    click.echo(create_source(engine, source, scopes, SystemClock().now_ms()))
+    try:
+        click.echo(create_source(engine, source, scopes, SystemClock().now_ms()))
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
 
 
 @tokens.command(name="list")
@@ -48,7 +51,7 @@ def list_(output: Output) -> None:
         {
             "source": token.name,
             "token": f"tg_{token.token_id}_…",
-            "scopes": " ".join(token.scopes),
+            "scopes": " ".join(sorted(token.scopes)),
             "created": format_time(token.created_ms),
             "revoked": format_time(token.revoked_ms),
         }
@@ -58,12 +61,16 @@ def list_(output: Output) -> None:
 
 
 @tokens.command()
-@click.argument("token_id")
-def revoke(token_id: str) -> None:
-    """Revoke the token with TOKEN_ID (the part between tg_ and the second _). Ingest refuses it within seconds."""
+@click.argument("source")
+@click.option(
+    "--token", "token_id", help="Only the token with this public part (between tg_ and the second _)."
+)
+def revoke(source: str, token_id: str | None) -> None:
+    """Revoke the tokens of SOURCE, or one of them. Ingest refuses them within seconds."""
     settings = load_settings(CliSettings)
     engine = open_ledger(settings.ledger.url.get_secret_value())
-    bare = token_id.removeprefix("tg_").split("_")[0]
-    if not revoke_source(engine, bare, SystemClock().now_ms()):
-        raise click.ClickException(f"no live token {bare}; `tollgate tokens list` shows them")
-    click.echo(f"revoked {bare}")
+    bare = token_id.removeprefix("tg_").split("_")[0] if token_id else None
+    revoked = revoke_source(engine, source, SystemClock().now_ms(), bare)
+    if not revoked:
+        raise click.ClickException(f"{source} has no such live token; `tollgate tokens list` shows them")
+    click.echo(f"revoked {revoked}")

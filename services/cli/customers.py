@@ -1,0 +1,68 @@
+"""`tollgate customers`: whom usage is billed to, and by which account names they are known."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from services.cli.console import Output, format_time, output_options, print_rows
+from services.cli.settings import CliSettings
+from tollgate.ledger.directory import list_customers, list_mappings
+from tollgate.ledger.engine import open_ledger
+from tollgate.runtime.settings import load_settings
+
+
+@click.group()
+def customers() -> None:
+    """Show and import Stripe customers and their accounts."""
+
+
+@customers.command(name="list")
+@output_options
+def list_(output: Output) -> None:
+    """List customers with their subscriptions and accounts."""
+    settings = load_settings(CliSettings)
+    rows = [
+        {
+            "customer": entry.customer_id,
+            "name": entry.name or "",
+            "email": entry.email or "",
+            "deleted": entry.deleted,
+            "subscriptions": ", ".join(entry.subscription_ids),
+            "accounts": ", ".join(entry.accounts),
+            "updated": format_time(entry.updated_ms),
+        }
+        for entry in list_customers(open_ledger(settings.ledger.url.get_secret_value()))
+    ]
+    print_rows(
+        rows, output, title="Customers", empty="none; `tollgate customers import` fetches those at Stripe"
+    )
+
+
+@customers.command()
+@click.option("--account", help="Only this account, e.g. user:cus_123.")
+@click.option("--customer", help="Only this customer.")
+@output_options
+def mappings(account: str | None, customer: str | None, output: Output) -> None:
+    """List which customer pays for an account, and from when to when (event time)."""
+    settings = load_settings(CliSettings)
+    engine = open_ledger(settings.ledger.url.get_secret_value())
+    rows = [
+        {
+            "account": mapping.account,
+            "customer": mapping.customer_id,
+            "from": format_time(mapping.from_ms) or "ever",
+            "until": format_time(mapping.to_ms),
+            "rule": mapping.rule,
+        }
+        for mapping in list_mappings(engine, account=account, customer_id=customer)
+    ]
+    print_rows(rows, output, title="Mappings", empty="none")
+
+
+@customers.command(name="import")
+def import_() -> None:
+    """Fetch the customers and subscriptions that exist at Stripe. Resumable: run it again after a failure."""
+    os.execv(sys.executable, [sys.executable, "-m", "services.webhooks", "import"])  # noqa: S606

@@ -1,0 +1,127 @@
+"""`tollgate meters`: what is counted. Apply a file, list what is in force, explain one event."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from services.cli.console import Output, format_time, output_options, print_rows
+from services.cli.settings import CliSettings
+from tollgate.ledger.catalogue import ApplyReport, apply_meters, load_meter_set
+from tollgate.ledger.engine import open_ledger
+from tollgate.metering.definition import lint_meters, parse_meters
+from tollgate.metering.errors import InvalidMeter
+from tollgate.metering.explain import explain as explain_event
+from tollgate.metering.meter import Meter
+from tollgate.runtime.clock import SystemClock
+from tollgate.runtime.settings import load_settings
+
+_METERS_FILE = click.argument(
+    "path", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=Path("meters.yaml")
+)
+
+
+@click.group()
+def meters() -> None:
+    """Apply, list and explain meters."""
+
+
+def _parse(path: Path) -> tuple[Meter, ...]:
+    try:
+        return parse_meters(path.read_text(), str(path))
+    except InvalidMeter as error:
+        for problem in error.problems:
+            click.echo(problem, err=True)
+        raise SystemExit(1) from None
+
+
+@meters.command()
+@_METERS_FILE
+@click.option("--yes", is_flag=True, help="Do not ask before meters are removed or changed.")
+def apply(path: Path, yes: bool) -> None:
+    """Make the meters of PATH (meters.yaml without it) the ones in force.
+
+    A new meter counts at once. A changed filter, metric, window or group is a new version from a future window
+    boundary in event time on; what has been counted stays. Applying the same file again changes nothing.
+    """
+    parsed = _parse(path)
+    for warning in lint_meters(parsed):
+        click.echo(f"warning: {warning}", err=True)
+    settings = load_settings(CliSettings)
+    engine = open_ledger(settings.ledger.url.get_secret_value())
+    before = {version.meter.name for version in load_meter_set(engine).meters if version.to_ms is None}
+    gone = sorted(before - {meter.name for meter in parsed})
+    if gone and not yes:
+        click.confirm(f"{path} no longer has {', '.join(gone)}: stop counting?", abort=True)
+    report = apply_meters(engine, parsed, path.read_text(), SystemClock().now_ms())
+    for line in _describe(report):
+        click.echo(line)
+
+
+def _describe(report: ApplyReport) -> list[str]:
+    def since(at_ms: int) -> str:
+        return f"from {format_time(at_ms)}" if at_ms else "at once"
+
+    lines = [
+        f"Meters  version {report.version}"
+        + (" (unchanged)" if report.version == report.version_before else "")
+    ]
+    lines += [f"  + {change.name}, counted {since(change.at_ms)}" for change in report.added]
+    lines += [f"  ~ {change.name}, a new version {since(change.at_ms)}" for change in report.changed]
+    lines += [f"  ~ {name}, sent or priced differently" for name in report.retargeted]
+    lines += [f"  - {change.name}, counted until {format_time(change.at_ms)}" for change in report.removed]
+    if report.kept:
+        lines.append(f"  = {', '.join(report.kept)}")
+    return lines
+
+
+@meters.command(name="list")
+@output_options
+def list_(output: Output) -> None:
+    """List the meters in force, and versions that are about to begin or end."""
+    settings = load_settings(CliSettings)
+    engine = open_ledger(settings.ledger.url.get_secret_value())
+    rows = []
+    for version in load_meter_set(engine).meters:
+        meter = version.meter
+        rows.append(
+            {
+                "id": version.meter_id,
+                "meter": meter.name,
+                "metric": f"{meter.metric.kind}"
+                + (f" {meter.metric.expression}" if meter.metric.expression else ""),
+                "window": meter.window.value,
+                "where": meter.where or "",
+                "group_by": ", ".join(meter.group_by),
+                "stripe": f"{meter.stripe.event_name} ({meter.stripe.send})"
+                if meter.stripe
+                else "not posted",
+                "from": format_time(version.from_ms),
+                "until": format_time(version.to_ms),
+            }
+        )
+    print_rows(
+        rows, output, title="Meters", empty="none yet; apply some with `tollgate meters apply meters.yaml`"
+    )
+
+
+@meters.command()
+@_METERS_FILE
+@click.option(
+    "--event", "event_text", required=True, help="The event as JSON, as `events tail` prints it; - reads it."
+)
+@click.option("--meter", "name", help="Only this meter.")
+def explain(path: Path, event_text: str, name: str | None) -> None:
+    """Say for one event what each meter of PATH makes of it: every clause, the values it saw, whether it held."""
+    text = click.get_text_stream("stdin").read() if event_text == "-" else event_text
+    try:
+        event = json.loads(text)
+    except ValueError as error:
+        raise click.ClickException(f"the event is not JSON: {error}") from None
+    if not isinstance(event, dict):
+        raise click.ClickException("the event is not a JSON object")
+    for meter in _parse(path):
+        if name is None or meter.name == name:
+            click.echo(str(explain_event(meter, event)))
