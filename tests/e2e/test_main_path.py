@@ -1,0 +1,221 @@
+"""From a gateway's log line to Stripe, every service a real process, each killed three times on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from sandbox.demo.cast import UNIT_AMOUNTS
+from sandbox.demo.story import CAPTURE
+from sandbox.shop import Shop, Shopper
+from sandbox.stack import SERVICES, Stack, StackSettings
+from sandbox.stripe.process import StandInControl, StripeStandIn
+from sandbox.traffic.calls import HOUR_MS, Identity, Mix, generate_calls
+from sandbox.traffic.formats import Format
+from sandbox.traffic.history import HistoryWriter, read_history
+from sandbox.traffic.sender import Sending, Target, send_calls
+from sandbox.traffic.truth import Truth, tell_truth
+from tests.e2e.schedule import draw_schedule
+from tollgate.ledger.catalogue import load_meter_set
+from tollgate.ledger.engine import open_ledger
+from tollgate.ledger.progress import load_progress
+from tollgate.ledger.usage import usage_rows, verify_ledger
+from tollgate.runtime.settings import KafkaSettings
+
+METERS = Path(__file__).parents[2] / "meters.yaml"
+DAY_SECONDS = 86_400
+SEED = 20261122
+SIGN_UPS_LATER = 2
+"""Customers who sign up while their calls already flow: their usage is held until the webhook has arrived."""
+
+
+@pytest.mark.kafka
+@pytest.mark.postgres
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+def test_usage_equals_the_history_when_every_service_is_killed_three_times(
+    kafka_settings: KafkaSettings, postgres_url: str, tmp_path: Path
+) -> None:
+    """200,000 events with 12 kills: ledger, Stripe and history agree to the unit, and the law holds at each check."""
+    run_main_path(kafka_settings, postgres_url, tmp_path, events=200_000, calls_per_second=7_000)
+
+
+@pytest.mark.kafka
+@pytest.mark.postgres
+@pytest.mark.nightly
+@pytest.mark.timeout(3_600)
+def test_two_million_events_and_forty_kills(
+    kafka_settings: KafkaSettings, postgres_url: str, tmp_path: Path
+) -> None:
+    """The same with 2,000,000 events and each service killed ten times."""
+    run_main_path(
+        kafka_settings, postgres_url, tmp_path, events=2_000_000, calls_per_second=7_000, kills_each=10
+    )
+
+
+def run_main_path(
+    kafka: KafkaSettings,
+    ledger_url: str,
+    directory: Path,
+    *,
+    events: int,
+    calls_per_second: float,
+    kills_each: int = 3,
+) -> None:
+    """Tell the whole story once; every assertion is an equality with the history file's own count."""
+    with StripeStandIn(directory / "stripe.sqlite3") as stand_in:
+        settings = StackSettings(
+            directory=directory,
+            bootstrap_servers=kafka.bootstrap_servers,
+            topic_prefix=kafka.topic_prefix,
+            ledger_url=ledger_url,
+            stripe_url=stand_in.base_url,
+            capture=CAPTURE,
+            extra={
+                "TOLLGATE_CADENCE_SECONDS": "2",
+                "TOLLGATE_LEASE_SECONDS": "4",
+                "TOLLGATE_SESSION_TIMEOUT_SECONDS": "6",
+            },
+        )
+        with Stack(settings) as stack:
+            shop = Shop(stand_in.base_url, settings.stripe_key)
+            secret = shop.register_webhooks(f"{stack.url('webhooks')}/stripe/webhooks")
+            stack.configure("webhooks", TOLLGATE_WEBHOOK_SECRETS=json.dumps([secret]))
+            stack.tollgate("init")
+            stack.tollgate("meters", "apply", str(METERS), "--yes")
+            token = stack.tollgate("tokens", "create", "e2e").strip()
+            stack.start(*SERVICES)
+            _send_through_kills(
+                stack, shop, token, ledger_url, directory, events, calls_per_second, kills_each
+            )
+            truth = tell_truth(read_history(directory / "history.jsonl"))
+            _assert_everything_agrees(stack, StandInControl(stand_in.base_url), ledger_url, truth)
+
+
+def _send_through_kills(
+    stack: Stack,
+    shop: Shop,
+    token: str,
+    ledger_url: str,
+    directory: Path,
+    events: int,
+    calls_per_second: float,
+    kills_each: int,
+) -> None:
+    prices = [shop.create_price(shop.create_meter(n, n), n, amount) for n, amount in UNIT_AMOUNTS.items()]
+    began_s = int(time.time()) // DAY_SECONDS * DAY_SECONDS - DAY_SECONDS
+
+    def sign_up(number: int) -> Shopper:
+        return shop.sign_up(f"c{number}", f"c{number}@example.com", prices, backdate_start_s=began_s)
+
+    early = [sign_up(number) for number in range(4)]
+    # Known to the gateway by e-mail address before they are customers: billed once they have signed up.
+    late_emails = [f"c{number}@example.com" for number in range(4, 4 + SIGN_UPS_LATER)]
+    identities = [Identity(customer=shopper.customer, user=shopper.customer) for shopper in early]
+    identities += [Identity(customer=early[0].customer, user=early[0].email)]
+    identities += [Identity(customer=email, user=email) for email in late_emails]
+    calls = generate_calls(
+        events,
+        seed=SEED,
+        identities=identities,
+        now_ms=int(time.time() * 1000),
+        spread_ms=6 * HOUR_MS,
+        mix=Mix(duplicate=0.01, late=0.001, future=0.0005, malformed=0.001),
+    )
+    kills = list(draw_schedule(SEED, SERVICES, kills_each))
+    sign_ups = [(0.3, 4), (0.6, 5)]
+    engine = open_ledger(ledger_url)
+    checks = 0
+
+    def on_progress(sending: Sending) -> None:
+        nonlocal checks
+        share = sending.accepted / events
+        while sign_ups and share >= sign_ups[0][0]:
+            sign_up(sign_ups.pop(0)[1])
+        while kills and share >= kills[0].at:
+            victim = kills.pop(0).service
+            if stack.child(victim).running:
+                stack.kill(victim)
+            stack.start(victim, wait=False)
+            violations = verify_ledger(engine)
+            assert violations == [], f"after killing {victim} at {share:.0%}"
+            checks += 1
+
+    with HistoryWriter(directory / "history.jsonl") as history:
+        sending = asyncio.run(
+            send_calls(
+                calls,
+                Target((stack.url("ingest"),), token),
+                history,
+                formats=(Format.KONG, Format.MOESIF, Format.CLOUDEVENTS),
+                calls_per_second=calls_per_second,
+                on_progress=on_progress,
+            )
+        )
+    engine.dispose()
+    assert sending.accepted == events
+    assert not kills, "the schedule was not carried out"
+    assert checks == kills_each * len(SERVICES)
+
+
+def _assert_everything_agrees(stack: Stack, control: StandInControl, ledger_url: str, truth: Truth) -> None:
+    engine = open_ledger(ledger_url)
+    customers = {
+        row["email"]: row["customer"] for row in json.loads(stack.tollgate("customers", "list", "--json"))
+    }
+    expected_stripe: dict[tuple[str, str, int], Decimal] = defaultdict(Decimal)
+    for (meter, customer, window), quantity in truth.by_customer.items():
+        if quantity:
+            expected_stripe[customers.get(customer, customer), meter, window] += quantity
+    _wait_for(
+        lambda: (
+            sum(row.received for row in load_progress(engine, None).values()) >= truth.outcomes["received"]
+        ),
+        seconds=60,
+        what="the meter to catch up",
+    )
+    names = ("received", "counted", "unmatched", "duplicate", "late", "dead")
+    rows = load_progress(engine, None).values()
+    assert {name: sum(getattr(row, name) for row in rows) for name in names} == {
+        name: truth.outcomes[name] for name in names
+    }
+    assert _ledger_usage(engine) == {key: Decimal(value) for key, value in truth.usage.items()}
+    _wait_for(
+        lambda: _stripe_totals(control) == expected_stripe,
+        seconds=60,
+        what="Stripe's totals to equal the history's",
+    )
+    assert _stripe_totals(control) == expected_stripe
+    assert verify_ledger(engine) == []
+    engine.dispose()
+    stack.tollgate("verify", "--refold", timeout_seconds=240)
+
+
+def _ledger_usage(engine: object) -> Mapping[tuple[str, str, int], Decimal]:
+    names = {version.meter_id: version.meter.name for version in load_meter_set(engine).meters}  # type: ignore[arg-type]
+    totals: dict[tuple[str, str, int], Decimal] = defaultdict(Decimal)
+    for row in usage_rows(engine):  # type: ignore[arg-type]
+        # chat_tokens is kept apart by model; every other meter has one row a window.
+        totals[names[row.meter_id], row.account, row.window_start_ms] += row.quantity
+    return {key: value for key, value in totals.items() if value}
+
+
+def _stripe_totals(control: StandInControl) -> dict[tuple[str, str, int], Decimal]:
+    totals: dict[tuple[str, str, int], Decimal] = defaultdict(Decimal)
+    for row in control.totals():
+        totals[row["customer"], row["event_name"], int(row["window_start"]) * 1000] += Decimal(row["value"])
+    return dict(totals)
+
+
+def _wait_for(reached: Callable[[], bool], *, seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}"
+        time.sleep(0.5)
