@@ -11,6 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Engine
 
 from sandbox.demo.cast import UNIT_AMOUNTS
 from sandbox.demo.story import CAPTURE
@@ -23,7 +24,6 @@ from sandbox.traffic.history import HistoryWriter, read_history
 from sandbox.traffic.sender import Sending, Target, send_calls
 from sandbox.traffic.truth import Truth, tell_truth
 from tests.e2e.schedule import draw_schedule
-from tollgate.ledger.catalogue import load_meter_set
 from tollgate.ledger.engine import open_ledger
 from tollgate.ledger.progress import load_progress
 from tollgate.ledger.usage import usage_rows, verify_ledger
@@ -198,12 +198,11 @@ def _assert_everything_agrees(stack: Stack, control: StandInControl, ledger_url:
     stack.tollgate("verify", "--refold", timeout_seconds=240)
 
 
-def _ledger_usage(engine: object) -> Mapping[tuple[str, str, int], Decimal]:
-    names = {version.meter_id: version.meter.name for version in load_meter_set(engine).meters}  # type: ignore[arg-type]
+def _ledger_usage(engine: Engine) -> Mapping[tuple[str, str, int], Decimal]:
     totals: dict[tuple[str, str, int], Decimal] = defaultdict(Decimal)
-    for row in usage_rows(engine):  # type: ignore[arg-type]
+    for row in usage_rows(engine):
         # chat_tokens is kept apart by model; every other meter has one row a window.
-        totals[names[row.meter_id], row.account, row.window_start_ms] += row.quantity
+        totals[row.meter, row.account, row.window_start_ms] += row.quantity
     return {key: value for key, value in totals.items() if value}
 
 

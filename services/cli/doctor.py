@@ -1,0 +1,209 @@
+"""`tollgate doctor`: is everything there that has to be, does it belong together, and what to do where not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import click
+
+from services.cli.console import Output, output_options, print_rows
+from services.cli.gateway import StripeGateway, StripeUnreachable
+from services.cli.settings import CliSettings
+from tollgate.contracts.events import derive_seed, seed_fingerprint
+from tollgate.contracts.topics import GATEWAY_EVENTS, TOPICS
+from tollgate.ledger.catalogue import load_meter_set
+from tollgate.ledger.controls import load_controls
+from tollgate.ledger.engine import Engine, check_durability, open_ledger
+from tollgate.ledger.errors import LedgerError
+from tollgate.ledger.init import check_pins
+from tollgate.ledger.postings import held_summary
+from tollgate.ledger.sources import load_sources
+from tollgate.runtime.kafka import cluster_id, topic_partitions
+from tollgate.runtime.settings import load_settings
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One check: whether it is good, what was seen, and what to do where it is not."""
+
+    check: str
+    good: bool
+    seen: str
+    do: str = ""
+
+
+@click.command()
+@output_options
+def doctor(output: Output) -> None:
+    """Check broker, topics, ledger, pins, Stripe and meters, and say what to do. Exits 1 when something is wrong."""
+    settings = load_settings(CliSettings)
+    findings = [*_check_kafka(settings), *_check_ledger(settings), *_check_stripe(settings)]
+    rows: list[dict[str, object]] = [
+        {
+            "check": finding.check,
+            "result": "good" if finding.good else "WRONG",
+            "seen": finding.seen,
+            "what_to_do": finding.do,
+        }
+        for finding in findings
+    ]
+    print_rows(rows, output, title="Doctor")
+    if not all(finding.good for finding in findings):
+        raise SystemExit(1)
+
+
+def _check_kafka(settings: CliSettings) -> Iterator[Finding]:
+    async def ask() -> tuple[str, dict[str, int | None]]:
+        cluster = await cluster_id(settings.kafka)
+        counts = {
+            topic.name: await topic_partitions(settings.kafka, settings.kafka.topic_name(topic.name))
+            for topic in TOPICS
+        }
+        return cluster, counts
+
+    try:
+        cluster, counts = asyncio.run(ask())
+    except Exception as error:
+        yield Finding(
+            "Kafka",
+            good=False,
+            seen=f"{settings.kafka.bootstrap_servers}: {error}",
+            do="start the broker, or set TOLLGATE_KAFKA__BOOTSTRAP_SERVERS",
+        )
+        return
+    yield Finding("Kafka", good=True, seen=f"cluster {cluster} at {settings.kafka.bootstrap_servers}")
+    missing = [name for name, count in counts.items() if count is None]
+    seen = ", ".join(f"{name} {count}" for name, count in counts.items() if count is not None)
+    yield Finding(
+        "topics",
+        good=not missing,
+        seen=f"{seen} partitions" if not missing else f"missing: {', '.join(missing)}",
+        do="run `tollgate init`" if missing else "",
+    )
+    yield from _check_pins(settings, cluster, counts[GATEWAY_EVENTS.name])
+
+
+def _check_pins(settings: CliSettings, cluster: str, partitions: int | None) -> Iterator[Finding]:
+    expected: dict[str, str | int] = {
+        "kafka_cluster_id": cluster,
+        "events_topic": settings.kafka.topic_name(GATEWAY_EVENTS.name),
+    }
+    if partitions is not None:
+        expected["partitions"] = partitions
+    if settings.id_seed is not None:
+        expected["id_seed_fingerprint"] = seed_fingerprint(derive_seed(settings.id_seed.get_secret_value()))
+    engine = open_ledger(settings.ledger.url.get_secret_value())
+    try:
+        pins = check_pins(engine, **expected)
+    except LedgerError as error:
+        yield Finding(
+            "pins", good=False, seen=str(error), do="use the ledger and the cluster that belong together"
+        )
+        return
+    finally:
+        engine.dispose()
+    yield Finding(
+        "pins", good=True, seen=f"ledger {pins.ledger_id}, Stripe {pins.stripe_account} {pins.stripe_mode}"
+    )
+
+
+def _check_ledger(settings: CliSettings) -> Iterator[Finding]:
+    engine = open_ledger(settings.ledger.url.get_secret_value())
+    checks: tuple[Callable[[Engine], Finding], ...] = (_durability, _meters, _tokens, _controls, _holds)
+    try:
+        for check in checks:
+            yield check(engine)
+    except LedgerError as error:
+        yield Finding(
+            "ledger", good=False, seen=str(error), do="check TOLLGATE_LEDGER__URL, then run `tollgate init`"
+        )
+    finally:
+        engine.dispose()
+
+
+def _durability(engine: Engine) -> Finding:
+    problems = check_durability(engine)
+    return Finding(
+        "durability",
+        good=not problems,
+        seen="; ".join(problems) or f"{engine.dialect.name} keeps what it has committed",
+        do="turn these settings on: a power cut would lose committed counts" if problems else "",
+    )
+
+
+def _meters(engine: Engine) -> Finding:
+    names = sorted({version.meter.name for version in load_meter_set(engine).meters})
+    return Finding(
+        "meters",
+        good=bool(names),
+        seen=", ".join(names) or "none",
+        do="" if names else "run `tollgate meters apply meters.yaml`",
+    )
+
+
+def _tokens(engine: Engine) -> Finding:
+    names = sorted({source.name for source in load_sources(engine)})
+    return Finding(
+        "tokens",
+        good=bool(names),
+        seen=", ".join(names) or "none",
+        do="" if names else "run `tollgate tokens create SOURCE`, and give it to the gateway",
+    )
+
+
+def _controls(engine: Engine) -> Finding:
+    controls = load_controls(engine)
+    halted = {
+        name: value for name, value in controls.items() if name == "paused" or name.startswith("halted:")
+    }
+    return Finding(
+        "sending",
+        good=not halted,
+        seen="; ".join(f"{name}: {value}" for name, value in halted.items()) or "not paused, no meter halted",
+        do="`tollgate sync resume`, or mend the meter at Stripe" if halted else "",
+    )
+
+
+def _holds(engine: Engine) -> Finding:
+    held = {
+        reason.value: count for reason, count in held_summary(engine).items() if reason.value != "in_flight"
+    }
+    return Finding(
+        "held usage",
+        good=True,
+        seen=", ".join(f"{count} {reason}" for reason, count in held.items()) or "none",
+        do="`tollgate held` says whose and why" if held else "",
+    )
+
+
+def _check_stripe(settings: CliSettings) -> Iterator[Finding]:
+    try:
+        gateway = StripeGateway(settings.stripe)
+        account = gateway.account()
+        meters = gateway.meters()
+    except StripeUnreachable as error:
+        yield Finding("Stripe", good=False, seen=str(error), do="check STRIPE_API_KEY and the network")
+        return
+    yield Finding("Stripe", good=True, seen=f"account {account.account}, {account.mode} mode")
+    engine = open_ledger(settings.ledger.url.get_secret_value())
+    try:
+        check_pins(engine, stripe_account=account.account, stripe_mode=account.mode)
+        wanted = sorted(
+            version.meter.stripe.event_name
+            for version in load_meter_set(engine).meters
+            if version.meter.stripe is not None and version.meter.stripe.send == "live"
+        )
+    except LedgerError as error:
+        yield Finding("Stripe account", good=False, seen=str(error), do="use the key this ledger belongs to")
+        return
+    finally:
+        engine.dispose()
+    absent = [name for name in wanted if meters.get(name) != "active"]
+    yield Finding(
+        "Stripe meters",
+        good=not absent,
+        seen=", ".join(f"{name} {meters.get(name, 'absent')}" for name in wanted) or "no meter is sent live",
+        do=f"create or reactivate at Stripe: {', '.join(absent)}" if absent else "",
+    )
