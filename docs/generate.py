@@ -13,7 +13,7 @@ from services.cli.settings import CliSettings
 from services.ingest.settings import IngestSettings
 from services.meter.settings import MeterSettings
 from services.stripe_sync.settings import StripeSyncSettings
-from services.webhooks.settings import WebhooksSettings
+from services.webhooks.settings import WebhooksServiceSettings
 from tollgate.runtime.settings import ServiceSettings
 from tollgate.runtime.settings_docs import describe_settings, render_env, render_markdown
 
@@ -22,7 +22,7 @@ SERVICES: dict[str, type[ServiceSettings]] = {
     "ingest": IngestSettings,
     "meter": MeterSettings,
     "stripe_sync": StripeSyncSettings,
-    "webhooks": WebhooksSettings,
+    "webhooks": WebhooksServiceSettings,
     "the command line": CliSettings,
 }
 

@@ -65,19 +65,16 @@ class Shop:
             )["id"]
         )
 
-    def sign_up(
-        self, name: str, email: str, prices: list[str], *, backdate_start_s: int | None = None
-    ) -> Shopper:
-        """A customer with one subscription over `prices`, whose first period may have begun before now."""
+    def sign_up(self, name: str, email: str, prices: list[str]) -> Shopper:
+        """A customer with one subscription over `prices`, whose first period begins at Stripe's now."""
         customer = str(self._post("/v1/customers", {"name": name, "email": email})["id"])
-        parameters: dict[str, Any] = {
-            "customer": customer,
-            "items": {str(number): {"price": price} for number, price in enumerate(prices)},
-        }
-        if backdate_start_s is not None:
-            parameters["backdate_start_date"] = backdate_start_s
-        subscription = str(self._post("/v1/subscriptions", parameters)["id"])
+        items = {str(number): {"price": price} for number, price in enumerate(prices)}
+        subscription = str(self._post("/v1/subscriptions", {"customer": customer, "items": items})["id"])
         return Shopper(customer=customer, subscription=subscription, name=name, email=email)
+
+    def change_email(self, shopper: Shopper, email: str) -> None:
+        """Give a customer another e-mail address."""
+        self._post(f"/v1/customers/{shopper.customer}", {"email": email})
 
     def register_webhooks(self, url: str) -> str:
         """Have every event sent to `url`; returns the signing secret, which Stripe shows only now."""

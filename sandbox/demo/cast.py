@@ -16,6 +16,11 @@ UNIT_AMOUNTS = {"api_calls": "0.4", "chat_tokens": "0.002", "egress_bytes": "0.0
 DAY_SECONDS = 86_400
 
 
+def yesterday_s(now_s: int) -> int:
+    """Midnight UTC at yesterday's start: when the demo's subscriptions begin, so that all its calls lie within them."""
+    return now_s // DAY_SECONDS * DAY_SECONDS - DAY_SECONDS
+
+
 @dataclass(frozen=True, slots=True)
 class Cast:
     """The customers, and how the gateway names them."""
@@ -28,15 +33,14 @@ class Cast:
         return next((s.name for s in self.shoppers if s.customer == customer), customer)
 
 
-def hire_cast(shop: Shop, *, now_s: int) -> Cast:
-    """Create meters, prices and three customers whose subscriptions began at midnight UTC, a day ago."""
+def hire_cast(shop: Shop) -> Cast:
+    """Create meters, prices and three customers with subscriptions that begin at Stripe's now."""
     prices = [
         shop.create_price(shop.create_meter(event_name, event_name), event_name, amount)
         for event_name, amount in UNIT_AMOUNTS.items()
     ]
-    began_s = now_s // DAY_SECONDS * DAY_SECONDS - DAY_SECONDS
     shoppers = tuple(
-        shop.sign_up(name, email, prices, backdate_start_s=began_s)
+        shop.sign_up(name, email, prices)
         for name, email in (
             ("Acme", "billing@acme.example"),
             ("Globex", "billing@globex.example"),

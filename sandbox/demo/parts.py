@@ -51,6 +51,6 @@ def demo_parts(directory: Path, *, broker: str, say: Callable[[str], None]) -> I
             say(f"Kafka     {bootstrap} (embedded broker, in memory, started for this)")
         ledger_url = os.environ.get("DATABASE_URL") or f"sqlite:///{directory / 'ledger.sqlite3'}"
         say(f"Ledger    {'yours, from DATABASE_URL' if os.environ.get('DATABASE_URL') else ledger_url}")
-        stand_in = stack.enter_context(StripeStandIn(directory / "stripe.sqlite3"))
+        stand_in = stack.enter_context(StripeStandIn.start(directory / "stripe.sqlite3"))
         say(f"Stripe    {stand_in.base_url} (stand-in, started for this)")
         yield Parts(bootstrap, prefix, ephemeral, ledger_url, stand_in)

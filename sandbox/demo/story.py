@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from sandbox.demo.cast import Cast, hire_cast
+from sandbox.demo.cast import Cast, hire_cast, yesterday_s
 from sandbox.demo.parts import Parts
 from sandbox.demo.report import print_outcomes, print_usage
 from sandbox.shop import Shop
@@ -71,20 +71,23 @@ def tell(story: Story, parts: Parts, *, linger: Callable[[Stack, str], None] | N
     )
     with Stack(settings) as stack:
         shop = Shop(parts.stripe.base_url, settings.stripe_key)
+        control = StandInControl(parts.stripe.base_url)
+        control.set_clock(yesterday_s(int(time.time())))
         secret = shop.register_webhooks(f"{stack.url('webhooks')}/stripe/webhooks")
-        stack.configure("webhooks", TOLLGATE_WEBHOOK_SECRETS=json.dumps([secret]))
+        stack.configure("webhooks", TOLLGATE_STRIPE__WEBHOOK_SECRETS=secret)
         console.print(stack.tollgate("init").rstrip())
         console.print(stack.tollgate("meters", "apply", str(story.meters_path), "--yes").rstrip())
         stack.start("webhooks", "ingest", "meter", "stripe_sync")
         console.print("Services  " + ", ".join(f"{n} {stack.url(n)}" for n in stack.ports))
-        cast = hire_cast(shop, now_s=int(time.time()))
+        cast = hire_cast(shop)
         shop.close()
+        control.real_time()
         console.print("Customers " + ", ".join(f"{s.name} {s.customer}" for s in cast.shoppers))
         token = stack.tollgate("tokens", "create", "demo-gateway").strip()
         history = story.directory / "history.jsonl"
         _send(story, stack, cast, token, history)
         truth = tell_truth(read_history(history))
-        good = _settle_and_prove(story, parts, stack, cast, truth)
+        good = _settle_and_prove(story, parts, stack, control, cast, truth)
         if linger is not None:
             linger(stack, token)
     return good
@@ -128,10 +131,11 @@ def _send(story: Story, stack: Stack, cast: Cast, token: str, history: Path) -> 
     )
 
 
-def _settle_and_prove(story: Story, parts: Parts, stack: Stack, cast: Cast, truth: Truth) -> bool:
+def _settle_and_prove(
+    story: Story, parts: Parts, stack: Stack, control: StandInControl, cast: Cast, truth: Truth
+) -> bool:
     console = story.console
     expected = _by_customer(truth)
-    control = StandInControl(parts.stripe.base_url)
     outcomes: dict[str, int] = {}
     stripe: dict[tuple[str, str], Decimal] = {}
     deadline = time.monotonic() + SETTLE_SECONDS
@@ -177,7 +181,7 @@ def _outcomes(ledger_url: str) -> dict[str, int]:
 def _stripe_totals(control: StandInControl) -> dict[tuple[str, str], Decimal]:
     totals: dict[tuple[str, str], Decimal] = defaultdict(Decimal)
     for row in control.totals():
-        totals[row["customer"], row["event_name"]] += Decimal(row["value"])
+        totals[row["customer"], row["event_name"]] += Decimal(row["quantity"])
     return dict(totals)
 
 

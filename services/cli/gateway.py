@@ -39,10 +39,9 @@ class StripeGateway:
         if settings.api_key is None:
             raise StripeUnreachable("no key: set STRIPE_API_KEY")
         self._api_key = settings.api_key.get_secret_value()
-        addresses: stripe.BaseAddresses = {"api": settings.api_base} if settings.api_base else {}
         self._client = stripe.StripeClient(
             self._api_key,
-            base_addresses=addresses,
+            base_addresses={"api": settings.api_base} if settings.api_base else {},
             http_client=stripe.HTTPXClient(timeout=TIMEOUT_SECONDS, allow_sync_methods=True),
             max_network_retries=2,
         )

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
 
-from sandbox.demo.cast import UNIT_AMOUNTS
+from sandbox.demo.cast import UNIT_AMOUNTS, yesterday_s
 from sandbox.demo.story import CAPTURE
-from sandbox.shop import Shop, Shopper
+from sandbox.shop import Shop
 from sandbox.stack import SERVICES, Stack, StackSettings
 from sandbox.stripe.process import StandInControl, StripeStandIn
 from sandbox.traffic.calls import HOUR_MS, Identity, Mix, generate_calls
@@ -30,10 +30,7 @@ from tollgate.ledger.usage import usage_rows, verify_ledger
 from tollgate.runtime.settings import KafkaSettings
 
 METERS = Path(__file__).parents[2] / "meters.yaml"
-DAY_SECONDS = 86_400
 SEED = 20261122
-SIGN_UPS_LATER = 2
-"""Customers who sign up while their calls already flow: their usage is held until the webhook has arrived."""
 
 
 @pytest.mark.kafka
@@ -70,7 +67,7 @@ def run_main_path(
     kills_each: int = 3,
 ) -> None:
     """Tell the whole story once; every assertion is an equality with the history file's own count."""
-    with StripeStandIn(directory / "stripe.sqlite3") as stand_in:
+    with StripeStandIn.start(directory / "stripe.sqlite3") as stand_in:
         settings = StackSettings(
             directory=directory,
             bootstrap_servers=kafka.bootstrap_servers,
@@ -86,59 +83,65 @@ def run_main_path(
         )
         with Stack(settings) as stack:
             shop = Shop(stand_in.base_url, settings.stripe_key)
+            control = StandInControl(stand_in.base_url)
+            control.set_clock(yesterday_s(int(time.time())))
             secret = shop.register_webhooks(f"{stack.url('webhooks')}/stripe/webhooks")
-            stack.configure("webhooks", TOLLGATE_WEBHOOK_SECRETS=json.dumps([secret]))
+            stack.configure("webhooks", TOLLGATE_STRIPE__WEBHOOK_SECRETS=secret)
             stack.tollgate("init")
             stack.tollgate("meters", "apply", str(METERS), "--yes")
             token = stack.tollgate("tokens", "create", "e2e").strip()
             stack.start(*SERVICES)
-            _send_through_kills(
-                stack, shop, token, ledger_url, directory, events, calls_per_second, kills_each
-            )
+            plan = Plan(events, calls_per_second, kills_each)
+            _send_through_kills(stack, shop, control, token, ledger_url, directory, plan)
             truth = tell_truth(read_history(directory / "history.jsonl"))
-            _assert_everything_agrees(stack, StandInControl(stand_in.base_url), ledger_url, truth)
+            _assert_everything_agrees(stack, control, ledger_url, truth)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much, how fast, how deadly."""
+
+    events: int
+    calls_per_second: float
+    kills_each: int
 
 
 def _send_through_kills(
     stack: Stack,
     shop: Shop,
+    control: StandInControl,
     token: str,
     ledger_url: str,
     directory: Path,
-    events: int,
-    calls_per_second: float,
-    kills_each: int,
+    plan: Plan,
 ) -> None:
     prices = [shop.create_price(shop.create_meter(n, n), n, amount) for n, amount in UNIT_AMOUNTS.items()]
-    began_s = int(time.time()) // DAY_SECONDS * DAY_SECONDS - DAY_SECONDS
-
-    def sign_up(number: int) -> Shopper:
-        return shop.sign_up(f"c{number}", f"c{number}@example.com", prices, backdate_start_s=began_s)
-
-    early = [sign_up(number) for number in range(4)]
-    # Known to the gateway by e-mail address before they are customers: billed once they have signed up.
-    late_emails = [f"c{number}@example.com" for number in range(4, 4 + SIGN_UPS_LATER)]
-    identities = [Identity(customer=shopper.customer, user=shopper.customer) for shopper in early]
-    identities += [Identity(customer=early[0].customer, user=early[0].email)]
-    identities += [Identity(customer=email, user=email) for email in late_emails]
+    customers = [shop.sign_up(f"c{number}", f"c{number}@example.com", prices) for number in range(6)]
+    control.real_time()
+    known, unknown = customers[:4], customers[4:]
+    identities = [Identity(customer=shopper.customer, user=shopper.customer) for shopper in known]
+    identities += [Identity(customer=known[0].customer, user=known[0].email)]
+    # Known to the gateway by an address Stripe has not heard of yet: held until it has.
+    identities += [Identity(customer=shopper.customer, user=f"new-{shopper.email}") for shopper in unknown]
     calls = generate_calls(
-        events,
+        plan.events,
         seed=SEED,
         identities=identities,
         now_ms=int(time.time() * 1000),
         spread_ms=6 * HOUR_MS,
         mix=Mix(duplicate=0.01, late=0.001, future=0.0005, malformed=0.001),
     )
-    kills = list(draw_schedule(SEED, SERVICES, kills_each))
-    sign_ups = [(0.3, 4), (0.6, 5)]
+    kills = list(draw_schedule(SEED, SERVICES, plan.kills_each))
+    changes = [(0.3, unknown[0]), (0.6, unknown[1])]
     engine = open_ledger(ledger_url)
     checks = 0
 
     def on_progress(sending: Sending) -> None:
         nonlocal checks
-        share = sending.accepted / events
-        while sign_ups and share >= sign_ups[0][0]:
-            sign_up(sign_ups.pop(0)[1])
+        share = sending.accepted / plan.events
+        while changes and share >= changes[0][0]:
+            _, shopper = changes.pop(0)
+            shop.change_email(shopper, f"new-{shopper.email}")
         while kills and share >= kills[0].at:
             victim = kills.pop(0).service
             if stack.child(victim).running:
@@ -155,25 +158,22 @@ def _send_through_kills(
                 Target((stack.url("ingest"),), token),
                 history,
                 formats=(Format.KONG, Format.MOESIF, Format.CLOUDEVENTS),
-                calls_per_second=calls_per_second,
+                calls_per_second=plan.calls_per_second,
                 on_progress=on_progress,
             )
         )
     engine.dispose()
-    assert sending.accepted == events
+    assert sending.accepted == plan.events
     assert not kills, "the schedule was not carried out"
-    assert checks == kills_each * len(SERVICES)
+    assert checks == plan.kills_each * len(SERVICES)
 
 
 def _assert_everything_agrees(stack: Stack, control: StandInControl, ledger_url: str, truth: Truth) -> None:
     engine = open_ledger(ledger_url)
-    customers = {
-        row["email"]: row["customer"] for row in json.loads(stack.tollgate("customers", "list", "--json"))
-    }
     expected_stripe: dict[tuple[str, str, int], Decimal] = defaultdict(Decimal)
     for (meter, customer, window), quantity in truth.by_customer.items():
         if quantity:
-            expected_stripe[customers.get(customer, customer), meter, window] += quantity
+            expected_stripe[customer, meter, window] += quantity
     _wait_for(
         lambda: (
             sum(row.received for row in load_progress(engine, None).values()) >= truth.outcomes["received"]
@@ -209,7 +209,9 @@ def _ledger_usage(engine: Engine) -> Mapping[tuple[str, str, int], Decimal]:
 def _stripe_totals(control: StandInControl) -> dict[tuple[str, str, int], Decimal]:
     totals: dict[tuple[str, str, int], Decimal] = defaultdict(Decimal)
     for row in control.totals():
-        totals[row["customer"], row["event_name"], int(row["window_start"]) * 1000] += Decimal(row["value"])
+        totals[row["customer"], row["event_name"], int(row["window_start"]) * 1000] += Decimal(
+            row["quantity"]
+        )
     return dict(totals)
 
 
