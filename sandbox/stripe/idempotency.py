@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from sandbox.stripe.errors import key_reused
 from sandbox.stripe.state import State
 
-KEPT_MS = 24 * 3600 * 1000  # Stripe keeps keys "at least 24 hours"; the shortest promise is the one to test against
+KEPT_MS = (
+    24 * 3600 * 1000
+)  # Stripe keeps keys "at least 24 hours"; the shortest promise is the one to test against
 KEY_LENGTH_MAX = 255
 
 

@@ -59,7 +59,9 @@ CREATE TABLE IF NOT EXISTS requests (
 
 def new_id(prefix: str) -> str:
     """A fresh random id, ``prefix_`` and 24 letters and digits."""
-    return f"{prefix}_{''.join(secrets.choice(_ALPHABET) for _ in range(_ID_LENGTH))}"
+    # Bytes modulo 62 prefer some letters slightly, which does not matter to an id.
+    letters = (_ALPHABET[byte % len(_ALPHABET)] for byte in secrets.token_bytes(_ID_LENGTH))
+    return f"{prefix}_{''.join(letters)}"
 
 
 class State:
@@ -161,13 +163,18 @@ class State:
                 clauses.append(f"{column} = ?")
                 values.append(value)
         if after is not None:
-            clauses.append(f"seq {'<' if newest_first else '>'} (SELECT seq FROM objects WHERE id = ?)")
+            behind = "<" if newest_first else ">"
+            clauses.append(f"seq {behind} (SELECT seq FROM objects WHERE id = ?)")  # noqa: S608 - see below
             values.append(after)
         order = "DESC" if newest_first else "ASC"
         # Column names and direction come from the two literals above, never from a request.
         sql = f"SELECT body FROM objects WHERE {' AND '.join(clauses)} ORDER BY seq {order}"  # noqa: S608
         for row in self.connection.execute(sql, values):
             yield json.loads(row["body"])
+
+    def is_empty(self) -> bool:
+        """Whether nothing has been created yet."""
+        return self.connection.execute("SELECT 1 FROM objects LIMIT 1").fetchone() is None
 
     def earliest_due(self, until: int) -> tuple[str, str, int] | None:
         """The (kind, id, due) of the object due first, if that is not after ``until`` (epoch seconds)."""

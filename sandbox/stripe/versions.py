@@ -4,7 +4,7 @@ Owns: the order of versions and the older shapes of objects. Refuses to know: ho
 Objects are stored in the latest shape, with private fields (a leading underscore) that no caller sees.
 """
 
-from typing import Any
+from typing import Any, overload
 
 from sandbox.stripe.errors import JsonObject, invalid
 
@@ -27,13 +27,26 @@ def check_version(version: str) -> str:
     return version
 
 
-def render(body: Any, version: str) -> Any:
+@overload
+def render(body: JsonObject, version: str) -> JsonObject: ...
+
+
+@overload
+def render(body: list[JsonObject], version: str) -> list[JsonObject]: ...
+
+
+def render(body: JsonObject | list[JsonObject], version: str) -> JsonObject | list[JsonObject]:
     """The body as a caller on ``version`` sees it: private fields gone, older shapes where they differ."""
-    if isinstance(body, list):
-        return [render(entry, version) for entry in body]
-    if not isinstance(body, dict):
-        return body
-    seen = {key: render(value, version) for key, value in body.items() if not key.startswith("_")}
+    rendered: JsonObject | list[JsonObject] = _rendered(body, version)
+    return rendered
+
+
+def _rendered(value: Any, version: str) -> Any:
+    if isinstance(value, list):
+        return [_rendered(entry, version) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    seen = {key: _rendered(entry, version) for key, entry in value.items() if not key.startswith("_")}
     if not since(version, BASIL):
         reshape = _BEFORE_BASIL.get(str(seen.get("object")))
         if reshape is not None:

@@ -14,7 +14,9 @@ from sandbox.stripe.versions import check_version, render
 
 def _checked_url(url: str, param: str) -> str:
     if not url.startswith(("http://", "https://")):
-        raise invalid("Invalid URL: An explicit scheme (such as https) must be provided.", param, "url_invalid")
+        raise invalid(
+            "Invalid URL: An explicit scheme (such as https) must be provided.", param, "url_invalid"
+        )
     return url
 
 

@@ -58,7 +58,7 @@ def _check_kafka(settings: CliSettings) -> Iterator[Finding]:
     async def ask() -> tuple[str, dict[str, int | None]]:
         cluster = await cluster_id(settings.kafka)
         counts = {
-            topic.name: await topic_partitions(settings.kafka, settings.kafka.topic_name(topic.name))
+            topic.name: await topic_partitions(settings.kafka, topic.name)
             for topic in TOPICS
         }
         return cluster, counts

@@ -21,10 +21,10 @@ RECORD_BYTES_MAX = 8 * 1024 * 1024
 
 
 def topic_specs(settings: CliSettings) -> list[TopicSpec]:
-    """What `init` creates: the contracts' topics, named and sized as the settings say."""
+    """What `init` creates: the contracts' topics, sized as the settings say."""
     return [
         TopicSpec(
-            name=settings.kafka.topic_name(topic.name),
+            name=topic.name,
             partitions=settings.topics.partitions,
             replication_factor=settings.topics.replication_factor,
             configs={

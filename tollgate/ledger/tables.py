@@ -69,6 +69,12 @@ meters = Table(
     Column("from_ms", BigInteger, nullable=False, comment="first event time it counts"),
     Column("to_ms", BigInteger, nullable=True, comment="first event time it no longer counts"),
     Column("since_version", BigInteger, nullable=False, comment="meter set that brought it"),
+    Column(
+        "ended_version",
+        BigInteger,
+        nullable=True,
+        comment="meter set that gave it its end; to_ms is NULL in sets before",
+    ),
     Column("until_version", BigInteger, nullable=True, comment="first meter set without it"),
     Index("ix_meters_name", "name"),
     comment="One row per version of a meter; immutable but for its end.",

@@ -5,7 +5,7 @@ Owns how an exact quantity and a JSON document are stored. It refuses to know wh
 
 from __future__ import annotations
 
-from decimal import Decimal
+from decimal import Context, Decimal, DivisionByZero, Inexact, InvalidOperation, Overflow
 from typing import Any
 
 from sqlalchemy import JSON, BigInteger, Integer, Numeric, Text
@@ -15,6 +15,12 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 QUANTITY_SCALE = 9
 """Decimal places kept of a quantity. Digits past it are refused where they enter, never rounded here."""
+
+QUANTITY_PRECISION = 38
+"""Digits of a quantity in all: what NUMERIC(38, 9) and a 128-bit decimal hold."""
+
+EXACT = Context(prec=100, traps=[DivisionByZero, Inexact, InvalidOperation, Overflow])
+"""Arithmetic that raises instead of rounding. Python's default context silently keeps 28 digits, fewer than a quantity has."""
 
 
 class Quantity(TypeDecorator[Decimal]):
@@ -29,23 +35,41 @@ class Quantity(TypeDecorator[Decimal]):
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         if dialect.name == "postgresql":
-            return dialect.type_descriptor(Numeric(38, QUANTITY_SCALE))
+            return dialect.type_descriptor(Numeric(QUANTITY_PRECISION, QUANTITY_SCALE))
         return dialect.type_descriptor(Text())
 
     def process_bind_param(self, value: Decimal | int | None, dialect: Dialect) -> Decimal | str | None:
         if value is None:
             return None
-        return Decimal(value) if dialect.name == "postgresql" else format_quantity(Decimal(value))
+        # PostgreSQL would round to the scale in silence, SQLite would keep everything: both refuse instead.
+        quantity = check_quantity(Decimal(value))
+        return quantity if dialect.name == "postgresql" else format_quantity(quantity)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Decimal | None:
         return None if value is None else normalise_quantity(Decimal(value))
 
 
+def check_quantity(value: Decimal) -> Decimal:
+    """The same number, normalised. Raises ValueError when NUMERIC(38, 9) cannot hold it exactly."""
+    if not value.is_finite():
+        raise ValueError(f"{value} is not a quantity")
+    quantity = normalise_quantity(value)
+    exponent = quantity.as_tuple().exponent
+    if not isinstance(exponent, int) or exponent < -QUANTITY_SCALE:
+        raise ValueError(f"{value} has more than {QUANTITY_SCALE} decimal places")
+    if quantity.adjusted() >= QUANTITY_PRECISION - QUANTITY_SCALE:
+        raise ValueError(
+            f"{value} has more than {QUANTITY_PRECISION - QUANTITY_SCALE} digits before the point"
+        )
+    return quantity
+
+
 def normalise_quantity(value: Decimal) -> Decimal:
     """The same number without trailing zeros and without an exponent, so that equal quantities print equally."""
     if value == value.to_integral_value():
-        return value.quantize(Decimal(1))
-    return value.normalize()
+        # Adding zero turns -0 into 0.
+        return EXACT.add(EXACT.quantize(value, Decimal(1)), Decimal(0))
+    return value.normalize(EXACT)
 
 
 def format_quantity(value: Decimal) -> str:

@@ -1,0 +1,257 @@
+"""The door: one POST of events, from its headers to its answer.
+
+Owns the order of the checks and what each outcome is answered. A plain ASGI callable, since a framework's share of a
+request is larger than all of this. It refuses to know any format's insides, and how events are packed and sent.
+
+An answer of success means: every event and every dead letter of the request is in the log. Anything else means: send
+it again, with the same ids; events that got in all the same are recognised by them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+import msgspec
+import structlog
+
+from services.ingest.admission import Admission
+from services.ingest.body import BodyLimits, CorruptBody, Hold, RefusedBody, SenderGone, inflate, read_body
+from services.ingest.decoded import BrokenBody, DecodedBatch, Decoder
+from services.ingest.group_commit import GroupCommit
+from services.ingest.ingest_time import IngestTime
+from services.ingest.letters import write_body_letter, write_letter
+from services.ingest.metrics import IngestMetrics, Route
+from services.ingest.redaction import Redactor
+from services.ingest.tokens import Caller, TokenBook, read_tokens
+from tollgate.contracts.dead import DeadLetter
+from tollgate.metering.errors import DeadReason
+from tollgate.runtime.clock import Clock
+from tollgate.runtime.http import Receive, Scope, Send
+
+RETRY_AFTER_SECONDS = 2
+"""Long enough for a broker's change of leader, short against what gateways keep queued."""
+
+WRITE = "write"
+_JSON_HEADER = (b"content-type", b"application/json")
+_log = structlog.get_logger(__name__)
+
+Headers = Mapping[bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An HTTP answer; the body is JSON, or empty."""
+
+    status: int
+    body: bytes = b""
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """What differs between the routes that take events."""
+
+    route: Route
+    decoder: Decoder
+    success: int
+    content_types: frozenset[str] | None
+    """Media types accepted; None: whatever the header says, it is JSON."""
+    quarantine_broken: bool = False
+    """A body that cannot be read is kept as a dead letter and answered with success, since its sender would repeat
+    it for ever."""
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    """On every success."""
+
+
+class Refusal(Exception):
+    """The request is answered without anything stored."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.status)
+        self.answer = answer
+
+
+def refuse(status: int, message: str, **more: object) -> Answer:
+    """An answer that says in JSON why not."""
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    if status == 503:
+        headers = ((b"retry-after", str(RETRY_AFTER_SECONDS).encode()),)
+    if status == 401:
+        headers = ((b"www-authenticate", b"Bearer"),)
+    return Answer(status, msgspec.json.encode({"error": message, **more}), headers)
+
+
+async def send_answer(answer: Answer, send: Send) -> None:
+    """Write an answer to the connection."""
+    headers = [(b"content-length", str(len(answer.body)).encode()), *answer.headers]
+    if answer.status == 204:
+        headers = list(answer.headers)
+    elif answer.body:
+        headers.append(_JSON_HEADER)
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})
+
+
+class Gate:
+    """What every request passes first: who calls, and how much is waiting already."""
+
+    def __init__(self, tokens: TokenBook, admission: Admission) -> None:
+        self.tokens = tokens
+        self.admission = admission
+
+    def admit(self, headers: Headers, scope: str) -> Caller:
+        """The caller, who may do `scope`. Raises Refusal (401, 403, 503)."""
+        if not self.tokens.known:
+            raise Refusal(refuse(503, "tokens have not been read yet"))
+        caller = self.tokens.identify(read_tokens(headers))
+        if caller is None:
+            raise Refusal(refuse(401, "no token in force"))
+        if scope not in caller.scopes:
+            raise Refusal(refuse(403, f"this token has no scope {scope!r}"))
+        return caller
+
+
+class Door:
+    """Handles the POSTs of one entrance."""
+
+    def __init__(
+        self,
+        entrance: Entrance,
+        *,
+        gate: Gate,
+        commit: GroupCommit,
+        limits: BodyLimits,
+        redactor: Redactor,
+        clock: Clock,
+        ingest_time: IngestTime,
+        metrics: IngestMetrics,
+        untrusted_id_sources: frozenset[str] = frozenset(),
+    ) -> None:
+        self._entrance = entrance
+        self._gate = gate
+        self._commit = commit
+        self._limits = limits
+        self._redactor = redactor
+        self._clock = clock
+        self._ingest_time = ingest_time
+        self._metrics = metrics
+        self._untrusted_id_sources = untrusted_id_sources
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        started = self._clock.monotonic_seconds()
+        hold = Hold(self._gate.admission)
+        try:
+            answer = await self._serve(scope, receive, hold)
+        except Refusal as refusal:
+            answer = refusal.answer
+        except RefusedBody as refused:
+            answer = refuse(refused.status, str(refused))
+        except SenderGone:
+            return
+        finally:
+            hold.release()
+        self._metrics.count_request(
+            self._entrance.route, answer.status, self._clock.monotonic_seconds() - started
+        )
+        await send_answer(answer, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, hold: Hold) -> Answer:
+        """1. The request's right to be here. 2. Its body. 3. Its events. 4. The log. 5. The answer."""
+        if scope["method"] != "POST":
+            raise Refusal(Answer(405, b'{"error":"only POST"}', ((b"allow", b"POST"),)))
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        caller = self._gate.admit(headers, WRITE)
+        encoding = self._check_headers(headers)
+
+        body = await read_body(receive, _length(headers), self._limits, hold)
+        ingest_ms = self._ingest_time.now_ms()
+        try:
+            if encoding:
+                body = await inflate(body, encoding, self._limits, hold)
+            decoded = self._entrance.decoder.decode(
+                body,
+                ingest_ms=ingest_ms,
+                trust_ids=caller.source not in self._untrusted_id_sources,
+                replayed=False,
+            )
+        except (BrokenBody, CorruptBody) as broken:
+            return await self._answer_broken(body, broken, caller, ingest_ms)
+        size = len(body)
+        del body
+        letters = [
+            write_letter(
+                rejected,
+                format=self._entrance.decoder.format,
+                source=caller.source,
+                ingest_ms=ingest_ms,
+                redactor=self._redactor,
+            )
+            for rejected in decoded.rejected
+        ]
+        if not await self._commit.submit(caller.source, decoded, letters):
+            return refuse(503, "not acknowledged in time: send it again")
+        self._count(decoded, letters, size, ingest_ms)
+        return self._answer_counts(decoded.rows, len(letters))
+
+    def _check_headers(self, headers: Headers) -> str:
+        """The content encoding. Raises Refusal(415) for a content type this entrance does not take."""
+        accepted = self._entrance.content_types
+        if accepted is not None:
+            content_type = headers.get(b"content-type", b"").decode("latin-1")
+            media_type = content_type.partition(";")[0].strip().lower()
+            if media_type not in accepted:
+                raise Refusal(
+                    refuse(415, f"content type {media_type[:80]!r} is none of {', '.join(sorted(accepted))}")
+                )
+        return headers.get(b"content-encoding", b"").decode("latin-1").strip().lower()
+
+    async def _answer_broken(
+        self, body: bytes, broken: BrokenBody | CorruptBody, caller: Caller, ingest_ms: int
+    ) -> Answer:
+        if not self._entrance.quarantine_broken:
+            position = {"position": broken.position} if isinstance(broken, BrokenBody) else {}
+            return refuse(400, f"not JSON: {broken}", reason=DeadReason.BAD_JSON.value, **position)
+        letter = write_body_letter(
+            body, str(broken), source=caller.source, ingest_ms=ingest_ms, redactor=self._redactor
+        )
+        if not await self._commit.submit(caller.source, DecodedBatch(0, {}), [letter]):
+            return refuse(503, "not acknowledged in time: send it again")
+        self._metrics.count_rejected(self._entrance.route, letter.reason)
+        return self._answer_counts(0, 1)
+
+    def _count(
+        self, decoded: DecodedBatch, letters: list[DeadLetter], body_bytes: int, ingest_ms: int
+    ) -> None:
+        age_ms = ingest_ms - min(decoded.columns["time_ms"]) if decoded.rows else None
+        self._metrics.count_events(self._entrance.route, body_bytes, decoded.rows, age_ms)
+        for letter in letters:
+            self._metrics.count_rejected(self._entrance.route, letter.reason)
+        if letters:
+            _log.info(
+                "events.rejected",
+                route=self._entrance.route.value,
+                rejected=len(letters),
+                accepted=decoded.rows,
+                reasons=sorted({letter.reason.value for letter in letters}),
+            )
+
+    def _answer_counts(self, accepted: int, rejected: int) -> Answer:
+        counts = (
+            (b"x-tollgate-accepted", str(accepted).encode()),
+            (b"x-tollgate-rejected", str(rejected).encode()),
+        )
+        entrance = self._entrance
+        if entrance.success == 204:
+            return Answer(204, b"", counts + entrance.headers)
+        body = b'{"accepted":%d,"rejected":%d}' % (accepted, rejected)
+        return Answer(entrance.success, body, entrance.headers)
+
+
+Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+def _length(headers: Headers) -> int | None:
+    announced = headers.get(b"content-length", b"")
+    return int(announced) if announced.isdigit() else None

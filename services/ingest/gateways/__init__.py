@@ -1,0 +1,1 @@
+"""Gateways' formats, each a pure function from bytes to columns."""

@@ -1,0 +1,115 @@
+"""CloudEvents 1.0 in JSON, single and batch, as metering clients send them.
+
+Owns how a CloudEvent becomes an event: `(source, id)` is its identity, `subject` is the user, `time` (when absent:
+of ingest) is when it happened, captured members of `data` are its properties; `type` stands in the column `route`
+and `source` in `service`, so that meters can tell kinds of events apart. It refuses to know HTTP and Kafka.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from services.ingest.capture import Capture, Place, read_path
+from services.ingest.decoded import (
+    TEXT_CHARACTERS_MAX,
+    Columns,
+    DecodedBatch,
+    Fault,
+    drop_faults,
+    find_nul,
+)
+from services.ingest.entries import EntryReader, read_entries, split_entries
+from services.ingest.gateways.iso_time import parse_instant
+from tollgate.contracts.events import PROPERTY_PREFIX, SCHEMA, hash_id
+from tollgate.metering.errors import DeadReason, InvalidEvent
+
+FORMAT = "cloudevents"
+SPEC_VERSION = "1.0"
+
+Text = Annotated[str, Meta(max_length=TEXT_CHARACTERS_MAX)]
+_NOTHING = msgspec.Raw(b"null")
+
+
+class _CloudEvent(msgspec.Struct, gc=False, frozen=True):
+    specversion: Text | None = None
+    id: Text | None = None
+    source: Text | None = None
+    type: Text | None = None
+    subject: Text | None = None
+    time: Text | None = None
+    data: msgspec.Raw = _NOTHING
+
+
+_READER = EntryReader(many=msgspec.json.Decoder(list[_CloudEvent]), one=msgspec.json.Decoder(_CloudEvent))
+
+
+class CloudEventsDecoder:
+    """Decodes structured-mode JSON bodies, one event or a batch."""
+
+    format = FORMAT
+
+    def __init__(self, *, id_seed: int, capture: Capture) -> None:
+        self._id_seed = id_seed
+        self._paths = [
+            [at.path for at in captured.locations if at.place is Place.DATA]
+            for captured in capture.properties
+        ]
+        self._names = [*SCHEMA.names, *(PROPERTY_PREFIX + name for name in capture.names)]
+
+    def decode(self, body: bytes, *, ingest_ms: int, trust_ids: bool, replayed: bool) -> DecodedBatch:
+        """See `Decoder.decode`. A CloudEvent's id is its sender's own whatever `trust_ids` says."""
+        entries = read_entries(body, _READER)
+        faults: list[Fault] = []
+        rows: list[dict[str, Any]] = []
+        for row, event in enumerate(entries.read):
+            try:
+                rows.append(self._row(event, ingest_ms))
+            except InvalidEvent as error:
+                faults.append(Fault(row, error.reason, error.detail))
+                rows.append({})
+        columns: Columns = {name: [row.get(name) for row in rows] for name in self._names}
+        if entries.suspicious:
+            faults += find_nul(columns, len(rows))
+        if not faults:
+            return DecodedBatch(len(rows), columns, entries.rejected)
+        payloads = entries.payloads or split_entries(body)
+        kept, columns, rejected = drop_faults(columns, len(rows), faults, payloads.__getitem__)
+        return DecodedBatch(kept, columns, [*entries.rejected, *rejected])
+
+    def _row(self, event: _CloudEvent, ingest_ms: int) -> dict[str, Any]:
+        """The columns of one event that are not null. Raises InvalidEvent."""
+        if event.specversion != SPEC_VERSION:
+            raise InvalidEvent(
+                DeadReason.UNSUPPORTED, f"specversion {event.specversion!r} is not {SPEC_VERSION}"
+            )
+        if not event.id or not event.source:
+            raise InvalidEvent(DeadReason.NO_ID, "no id" if not event.id else "no source")
+        if not event.subject:
+            raise InvalidEvent(DeadReason.NO_IDENTITY, "no subject")
+        time_ms = ingest_ms if event.time is None else parse_instant(event.time)
+        if time_ms is None:
+            raise InvalidEvent(DeadReason.BAD_TIME, f"time is {str(event.time)[:40]!r}")
+        # With the length of one part said, no two pairs of source and id read the same.
+        event_id = f"{len(event.source)}:{event.source}:{event.id}"
+        row: dict[str, Any] = {
+            "id_hash": hash_id(event_id, self._id_seed),
+            "id_weak": False,
+            "id": event_id,
+            "time_ms": time_ms,
+            "account": "user:" + event.subject,
+            "user": event.subject,
+            "gateway": FORMAT,
+            "service": event.source,
+            "route": event.type,
+            "weight": 1,
+        }
+        for name, paths in zip(self._names[len(SCHEMA.names) :], self._paths, strict=True):
+            for path in paths:
+                value = read_path(bytes(event.data), path)
+                if value is not None:
+                    row[name] = value
+                    break
+        return row

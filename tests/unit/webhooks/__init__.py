@@ -1,0 +1,1 @@
+"""Tests of services/webhooks without I/O."""

@@ -1,0 +1,1 @@
+"""The plumbing every service shares: settings, Kafka, logs, metrics, health, shutdown, the clock."""
