@@ -22,7 +22,7 @@ from sandbox.demo.cast import Cast, hire_cast, yesterday_s
 from sandbox.demo.parts import Parts
 from sandbox.demo.report import print_outcomes, print_usage
 from sandbox.shop import Shop
-from sandbox.stack import CommandFailed, Stack, StackSettings
+from sandbox.stack import BRISK, CommandFailed, Stack, StackSettings
 from sandbox.stripe.process import StandInControl
 from sandbox.traffic.calls import generate_calls
 from sandbox.traffic.formats import Format
@@ -67,7 +67,7 @@ def tell(story: Story, parts: Parts, *, linger: Callable[[Stack, str], None] | N
         ledger_url=parts.ledger_url,
         stripe_url=parts.stripe.base_url,
         capture=CAPTURE,
-        extra={"TOLLGATE_CADENCE_SECONDS": "2", "TOLLGATE_LOG__FORMAT": "json"},
+        extra=BRISK,
     )
     with Stack(settings) as stack:
         shop = Shop(parts.stripe.base_url, settings.stripe_key)

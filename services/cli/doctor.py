@@ -57,10 +57,7 @@ def doctor(output: Output) -> None:
 def _check_kafka(settings: CliSettings) -> Iterator[Finding]:
     async def ask() -> tuple[str, dict[str, int | None]]:
         cluster = await cluster_id(settings.kafka)
-        counts = {
-            topic.name: await topic_partitions(settings.kafka, topic.name)
-            for topic in TOPICS
-        }
+        counts = {topic.name: await topic_partitions(settings.kafka, topic.name) for topic in TOPICS}
         return cluster, counts
 
     try:

@@ -11,10 +11,9 @@ from services.cli.console import Output, format_time, output_options, print_rows
 from services.cli.settings import CliSettings
 from tollgate.ledger.catalogue import ApplyReport, apply_meters, load_meter_set
 from tollgate.ledger.engine import open_ledger
-from tollgate.metering.definition import lint_meters, parse_meters
 from tollgate.metering.errors import InvalidMeter
 from tollgate.metering.explain import explain as explain_event
-from tollgate.metering.meter import Meter
+from tollgate.metering.meter import Meter, lint_meters, parse_meters
 from tollgate.runtime.clock import SystemClock
 from tollgate.runtime.settings import load_settings
 

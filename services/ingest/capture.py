@@ -101,7 +101,9 @@ def parse_capture(wanted: Sequence[str]) -> Capture:
             continue
         name = name.strip() or at.path[-1].lower().removeprefix("x-").replace("-", "_")
         if not _NAME.fullmatch(name):
-            problems.append(f"{name!r}: a property's name is letters, digits and _, not starting with a digit")
+            problems.append(
+                f"{name!r}: a property's name is letters, digits and _, not starting with a digit"
+            )
         found.setdefault(name, []).append(at)
     if len(found) > PROPERTIES_MAX:
         problems.append(f"{len(found)} properties, at most {PROPERTIES_MAX} can be captured")

@@ -80,9 +80,7 @@ class GroupCommit:
         submission, done = self._open(1 if batch.num_rows else 0)
         if batch.num_rows:
             ingest_ms = self._ingest_time.now_ms()
-            self._log.produce(
-                self._packer.seal_batch(source, batch, submission, ingest_ms, accept_late)
-            )
+            self._log.produce(self._packer.seal_batch(source, batch, submission, ingest_ms, accept_late))
         return done
 
     def _open(self, parts: int) -> tuple[Submission, asyncio.Future[bool]]:

@@ -156,9 +156,7 @@ class EventLog:
             self._admission.release(len(record.value))
             if acknowledged:
                 self._acknowledged[record.partition] += record.headers.rows
-                self._metrics.observe_record(
-                    record.headers.rows, self._clock.monotonic_seconds() - started
-                )
+                self._metrics.observe_record(record.headers.rows, self._clock.monotonic_seconds() - started)
             record.settle(acknowledged)
 
         await self._send(

@@ -137,4 +137,6 @@ class IngestMetrics:
 
     def count_produce_failure(self, error: BaseException) -> None:
         """One record refused or given up. The label is the kind of Kafka error, of which there are finitely many."""
-        self._produce_failures.labels(type(error).__name__ if isinstance(error, KafkaError) else "other").inc()
+        self._produce_failures.labels(
+            type(error).__name__ if isinstance(error, KafkaError) else "other"
+        ).inc()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -147,7 +148,7 @@ class Packer:
             batch = batch.take(pa.array(order))
         cuts = [0, *(np.flatnonzero(np.diff(partitions)) + 1).tolist(), len(partitions)]
         records: list[SealedRecord] = []
-        for start, end in zip(cuts, cuts[1:], strict=False):
+        for start, end in pairwise(cuts):
             records += self._cut(
                 int(partitions[start]),
                 batch.slice(start, end - start),

@@ -121,10 +121,11 @@ def read_tokens(headers: Mapping[bytes, bytes]) -> list[str]:
     authorization = headers.get(b"authorization")
     if authorization and authorization[:7].lower() == b"bearer ":
         found.append(authorization[7:].strip().decode("latin-1"))
-    for name in (b"x-moesif-application-id", b"x-tollgate-token"):
-        if value := headers.get(name):
-            found.append(value.decode("latin-1"))
-    return found
+    return found + [
+        headers[name].decode("latin-1")
+        for name in (b"x-moesif-application-id", b"x-tollgate-token")
+        if headers.get(name)
+    ]
 
 
 TokenReader = Callable[[], Sequence[Source]]

@@ -341,9 +341,10 @@ class Pipeline:
             return False
         except CommitUnknown as error:
             _log.warning("commit.outcome_unknown", detail=str(error))
-            missed = await self._read_back(flush, live)
-            if missed is None:
+            read_back = await self._read_back(flush, live)
+            if read_back is None:
                 return False
+            missed = read_back
         self._unblock()
         if missed:
             for partition in sorted(missed):

@@ -116,7 +116,7 @@ class Worker:
 
     async def commit(self, offsets: Mapping[int, int]) -> bool:
         """Write the group's offsets. With nothing assigned Faust would crash, so then nothing is written."""
-        consumer = self._app.consumer
+        consumer: Any = self._app.consumer  # `_commit` is private to Faust, hence its exact pin
         assigned = {tp.partition: tp for tp in consumer.assignment() if tp.topic == self._topic}
         wanted = {
             assigned[partition]: offset for partition, offset in offsets.items() if partition in assigned

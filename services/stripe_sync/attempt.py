@@ -74,9 +74,7 @@ def conclude_failed(posting: Posting, row: Row, failure: Failure, pace: Pace, no
     retry_ms: int | None = pace.retry_ms(posting.attempts, now_ms)
     if row.action is Action.PARK:
         state, retry_ms = PostingState.PARKED, None
-    elif row.action is Action.STOP_ALL:
-        attempted, retry_ms = False, None
-    elif row.action is Action.HALT_METER:
+    elif row.action in (Action.STOP_ALL, Action.HALT_METER):
         attempted, retry_ms = False, None
     elif row.action is Action.ASK_UNDER_NEW_KEY:
         tries = posting.attempts + 1

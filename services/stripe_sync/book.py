@@ -19,13 +19,18 @@ from tollgate.ledger.planning import PlanReport, PlanRules, plan_postings
 from tollgate.ledger.posting_rows import DuePosting, MeterTerms, Outcome, Posting, Refusal, SettlementView
 
 Ref = tuple[str, int]
+"""Posting key and sequence number."""
+
+Lane = tuple[str, str]
+"""Customer and event name: at most one call of it is under way."""
+
 T = TypeVar("T")
 
 
 class SendingBook(Protocol):
     """What the sender needs of the ledger."""
 
-    async def due(self, now_ms: int, limit: int, busy: Collection[Ref]) -> list[DuePosting]: ...
+    async def due(self, now_ms: int, limit: int, busy: Collection[Lane]) -> list[DuePosting]: ...
 
     async def mark_sending(self, refs: Sequence[Ref], now_ms: int) -> frozenset[Ref]: ...
 
@@ -77,11 +82,9 @@ class Book:
     async def import_journal(
         self, entries: Sequence[JournalEntry], positions: Mapping[int, int], now_ms: int
     ) -> sending.ImportReport:
-        return await self._call(
-            sending.import_journal, self._engine, self._lease, entries, positions, now_ms
-        )
+        return await self._call(sending.import_journal, self._engine, self._lease, entries, positions, now_ms)
 
-    async def due(self, now_ms: int, limit: int, busy: Collection[Ref]) -> list[DuePosting]:
+    async def due(self, now_ms: int, limit: int, busy: Collection[Lane]) -> list[DuePosting]:
         return await self._call(sending.load_due, self._engine, now_ms, limit, frozenset(busy))
 
     async def mark_sending(self, refs: Sequence[Ref], now_ms: int) -> frozenset[Ref]:

@@ -51,7 +51,9 @@ class BillingMeter:
         if self.time_window is not None:
             return f"the meter keeps one value per {self.time_window}, deltas need a meter without event_time_window"
         if self.customer_key != "stripe_customer_id" or self.value_key != "value":
-            return f"the meter reads {self.customer_key} and {self.value_key}, not stripe_customer_id and value"
+            return (
+                f"the meter reads {self.customer_key} and {self.value_key}, not stripe_customer_id and value"
+            )
         return None
 
 
@@ -119,7 +121,7 @@ class StripeGateway:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._http.close_async()
+        await self._http.close_async()  # type: ignore[no-untyped-call]
 
     async def send(self, body: str, idempotency_key: str) -> Delivered:
         params: Any = json.loads(body)

@@ -82,7 +82,9 @@ class Leadership:
             except (LedgerUnavailable, CommitUnknown) as error:
                 _log.warning("lease.not_renewed", error=str(error))
                 if not self.is_valid():
-                    raise LeaseLost("the ledger could not be reached for as long as the lease lasts") from error
+                    raise LeaseLost(
+                        "the ledger could not be reached for as long as the lease lasts"
+                    ) from error
 
     async def release(self, lease: Lease) -> None:
         """Give the lease back, if that can be done now."""

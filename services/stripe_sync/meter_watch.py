@@ -62,7 +62,7 @@ class MeterWatch:
             self._next_seconds = now_seconds + _AGAIN_SECONDS
             raise
         self.halted = await self._book.halted()
-        for event_name in sorted({*event_names, *self.halted}):
+        for event_name in sorted({*event_names, *self.halted, *self._fit}):
             meter = found.get(event_name)
             reason = "there is no such meter at Stripe" if meter is None else meter.unfit()
             if reason is None and meter is not None:

@@ -40,7 +40,10 @@ class SyncMetrics:
             f"{_PREFIX}postings", "Unsettled postings in the ledger.", ["state"], registry=registry
         )
         self._held = Gauge(
-            f"{_PREFIX}held_slots", "Held (account, meter, window)s in the ledger.", ["reason"], registry=registry
+            f"{_PREFIX}held_slots",
+            "Held (account, meter, window)s in the ledger.",
+            ["reason"],
+            registry=registry,
         )
         self._oldest = Gauge(
             f"{_PREFIX}oldest_unsettled_timestamp_seconds",
@@ -54,7 +57,9 @@ class SyncMetrics:
         )  # fmt: skip
         self._halted = Gauge(f"{_PREFIX}halted_meters", "Meters nothing is sent to.", registry=registry)
         self._stopped = Gauge(
-            f"{_PREFIX}key_refused", "1 while Stripe refuses the API key and nothing is sent.", registry=registry
+            f"{_PREFIX}key_refused",
+            "1 while Stripe refuses the API key and nothing is sent.",
+            registry=registry,
         )
         self._plan = Histogram(
             f"{_PREFIX}plan_duration_seconds", "How long one planning transaction took.",
@@ -68,7 +73,9 @@ class SyncMetrics:
             f"{_PREFIX}postings_rejected", "Postings Stripe refused after its 2xx.", registry=registry
         )
         self._imported = Counter(
-            f"{_PREFIX}postings_imported", "Postings the journal had and the ledger lacked.", registry=registry
+            f"{_PREFIX}postings_imported",
+            "Postings the journal had and the ledger lacked.",
+            registry=registry,
         )
         self._waiting = Gauge(
             f"{_PREFIX}planning_waiting",

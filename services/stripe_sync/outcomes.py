@@ -140,7 +140,13 @@ TABLE: tuple[Row, ...] = (
         certain=True,
         statuses=(400,),
         codes=("archived_meter", "billing_meter_inactive"),
-        message=("inactive meter", "meter is inactive", "meter is not active", "archived meter", "deactivated"),
+        message=(
+            "inactive meter",
+            "meter is inactive",
+            "meter is not active",
+            "archived meter",
+            "deactivated",
+        ),
     ),
     Row(
         Situation.METER_MISSING,

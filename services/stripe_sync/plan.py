@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_DOWN, Context, Decimal
 
+from services.stripe_sync.outcomes import parks_successor
 from tollgate.ledger.posting_rows import (
     Chain,
     Hold,
@@ -28,13 +29,14 @@ from tollgate.ledger.types import format_quantity
 from tollgate.metering.meter import MetricKind
 from tollgate.metering.posting import combine_accounts, posting_identifier, posting_key
 
-from services.stripe_sync.outcomes import parks_successor
-
 STRIPE_DIGITS_MAX = 15
 """Significant digits Stripe takes in one value. A longer quantity goes in two postings."""
 
 STRIPE_AGE_MAX_MS = 34 * 24 * 60 * 60 * 1000
 """Stripe takes 35 calendar days; one is kept back for outages and for what a calendar day means."""
+
+_EXACT = Context(prec=60)
+"""Enough for every sum of Decimal(38, 9): the default of 28 digits rounds in silence."""
 
 ADDITIVE = frozenset({MetricKind.COUNT, MetricKind.SUM})
 """Kinds whose windows add up, so that each window is a chain of its own. The others have one chain a period."""
@@ -73,7 +75,7 @@ class Rules:
             return max(row.quantity for row in rows)
         if kind is MetricKind.MIN:
             return min(row.quantity for row in rows)
-        return sum((row.quantity for row in rows), Decimal(0))
+        return combine_accounts(kind, [row.quantity for row in rows])
 
     def place(
         self,
@@ -127,7 +129,7 @@ class Rules:
 
         First what is unsettled settles; then void links are taken back; then the difference is posted.
         """
-        missing = total - chain.last_to
+        missing = _EXACT.subtract(total, chain.last_to)
         if chain.unsettled:
             return Hold(HoldReason.IN_FLIGHT, missing)
         if chain.voids:
@@ -153,7 +155,7 @@ class Rules:
         if live and chain.rejected_code is not None and parks_successor(chain.rejected_code):
             park_reason = f"Stripe refused the posting before it: {chain.rejected_code}"
         return NextLink(
-            quantity_to=chain.last_to + step,
+            quantity_to=_EXACT.add(chain.last_to, step),
             mode=PostingMode.DELTA if live else PostingMode.DRY_RUN,
             stamp_ms=stamp_ms,
             park_reason=park_reason,

@@ -10,9 +10,10 @@ again once its outcome is in the ledger. One customer's failures delay that cust
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Any
 
 import structlog
 
@@ -24,7 +25,7 @@ from services.stripe_sync.attempt import (
     is_past_horizon,
     may_be_at_stripe,
 )
-from services.stripe_sync.book import Ref, SendingBook
+from services.stripe_sync.book import Lane, SendingBook
 from services.stripe_sync.bucket import TokenBucket
 from services.stripe_sync.faults import FaultPoint, Reach
 from services.stripe_sync.gateway import CallFailed, Gateway
@@ -41,12 +42,10 @@ from tollgate.runtime.clock import Clock
 _log = structlog.get_logger(__name__)
 
 FETCH = 500
-"""Due postings read at once: enough to choose the nearest deadlines among, little enough to read often."""
+"""Lanes whose first due posting is read at once: enough to choose the nearest deadlines among."""
 
 IDLE_SECONDS = 0.5
 """Between looks for due postings when nothing wakes the sender."""
-
-Lane = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +89,7 @@ class Sender:
         self._may_send = may_send
         self._reach = reach
         self._on_stopped = on_stopped
-        self._lanes: dict[Lane, Ref] = {}
+        self._lanes: set[Lane] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
         self._wake = asyncio.Event()
@@ -162,7 +161,7 @@ class Sender:
         if free <= 0:
             return 0
         now_ms = self._clock.now_ms()
-        due = await self._book.due(now_ms, FETCH, set(self._lanes.values()))
+        due = await self._book.due(now_ms, FETCH, set(self._lanes))
         if not await self._look_at_meters({entry.event_name for entry in due}):
             return 0
         chosen = self._choose(due, free)
@@ -214,19 +213,22 @@ class Sender:
                     break
         return list(chosen.values())
 
-    def _start(self, entry: DuePosting, work: asyncio._CoroutineLike[Outcome | None]) -> None:
+    def _start(self, entry: DuePosting, work: Coroutine[Any, Any, Outcome | None]) -> None:
         lane = (entry.posting.customer_id, entry.event_name)
-        self._lanes[lane] = entry.posting.ref
+        self._lanes.add(lane)
 
         async def walk() -> None:
             try:
                 outcome = await work
                 if outcome is not None:
                     await self._recorder.record(outcome)
+            except (LedgerUnavailable, CommitUnknown) as error:
+                # The posting is as it was, or in `sending`: the next look finds it.
+                _log.warning("posting.left", posting_key=entry.posting.posting_key, error=str(error))
             except Exception as error:
                 self._failure = error
             finally:
-                self._lanes.pop(lane, None)
+                self._lanes.discard(lane)
                 self._wake.set()
 
         task = asyncio.create_task(walk(), name=f"posting {entry.posting.posting_key}/{entry.posting.seq}")
@@ -238,10 +240,7 @@ class Sender:
     async def _send(self, entry: DuePosting) -> Outcome | None:
         """One attempt. None: nothing was tried, and who leads next finds the posting in `sending`."""
         posting = entry.posting
-        while (wait_seconds := self._bucket.reserve(self._clock.monotonic_seconds())) > 0:
-            await self._clock.sleep_seconds(wait_seconds)
-            if not self._bucket.is_closed(self._clock.monotonic_seconds()):
-                break
+        await self._take_token()
         if not self._may_send():
             return None
         if self._stopped is not None:
@@ -261,6 +260,13 @@ class Sender:
         self._metrics.delivered(self._clock.now_ms() / 1000 - posting.timestamp_s)
         self._troubles = 0
         return conclude_delivered(posting, delivered.request_id, delivered.duplicate)
+
+    async def _take_token(self) -> None:
+        """Return when a call may be made. A bucket closed meanwhile is waited for anew."""
+        while (wait_seconds := self._bucket.reserve(self._clock.monotonic_seconds())) > 0:
+            await self._clock.sleep_seconds(wait_seconds)
+            if not self._bucket.is_closed(self._clock.monotonic_seconds()):
+                return
 
     def _not_tried(self, posting: Posting, why: str) -> Outcome:
         doubtful = may_be_at_stripe(posting)
@@ -293,7 +299,9 @@ class Sender:
         return outcome
 
     async def _park_for_gone_customer(self, posting: Posting) -> Outcome:
-        _log.error("posting.parked", posting_key=posting.posting_key, seq=posting.seq, error="customer deleted")
+        _log.error(
+            "posting.parked", posting_key=posting.posting_key, seq=posting.seq, error="customer deleted"
+        )
         doubtful = may_be_at_stripe(posting)
         return Outcome(
             posting.posting_key,
@@ -346,6 +354,7 @@ class Sender:
         if meter is None:
             return self._still_unknown(posting, self._pace.retry_ms(posting.attempts, now_ms), "meter halted")
         hour_s = posting.timestamp_s - posting.timestamp_s % 3600
+        await self._take_token()
         try:
             summary = await self._gateway.hour_sum(meter.stripe_meter_id, posting.customer_id, hour_s)
         except CallFailed as error:
@@ -356,9 +365,7 @@ class Sender:
         verdict = compare_summary(summary, view.delivered, posting.quantity, others)
         return self._settled(posting, verdict, summary, view.delivered)
 
-    def _settled(
-        self, posting: Posting, verdict: Verdict, summary: Decimal, delivered: Decimal
-    ) -> Outcome:
+    def _settled(self, posting: Posting, verdict: Verdict, summary: Decimal, delivered: Decimal) -> Outcome:
         said = f"Stripe's hour holds {summary}, delivered before {delivered}, this posting {posting.quantity}"
         state = {
             Verdict.DELIVERED: PostingState.SETTLED,

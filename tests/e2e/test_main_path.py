@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 from sandbox.demo.cast import UNIT_AMOUNTS, yesterday_s
 from sandbox.demo.story import CAPTURE
 from sandbox.shop import Shop
-from sandbox.stack import SERVICES, Stack, StackSettings
+from sandbox.stack import BRISK, SERVICES, Stack, StackSettings
 from sandbox.stripe.process import StandInControl, StripeStandIn
 from sandbox.traffic.calls import HOUR_MS, Identity, Mix, generate_calls
 from sandbox.traffic.formats import Format
@@ -75,11 +75,7 @@ def run_main_path(
             ledger_url=ledger_url,
             stripe_url=stand_in.base_url,
             capture=CAPTURE,
-            extra={
-                "TOLLGATE_CADENCE_SECONDS": "2",
-                "TOLLGATE_LEASE_SECONDS": "4",
-                "TOLLGATE_SESSION_TIMEOUT_SECONDS": "6",
-            },
+            extra=BRISK,
         )
         with Stack(settings) as stack:
             shop = Shop(stand_in.base_url, settings.stripe_key)

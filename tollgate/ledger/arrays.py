@@ -10,7 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import polars as pl
 from sqlalchemy import Connection, text
+
+Array = Sequence[Any] | pl.Series
+"""One column of the rows to write."""
 
 CHUNK_ROWS = 20_000
 """Rows in one statement: bounds its memory and keeps it far from the statement timeout."""
@@ -50,7 +54,7 @@ class Upsert:
     updates: Mapping[str, str]
 
 
-def write_rows(connection: Connection, upsert: Upsert, arrays: Mapping[str, Sequence[Any]]) -> None:
+def write_rows(connection: Connection, upsert: Upsert, arrays: Mapping[str, Array]) -> None:
     """Upsert the rows whose columns are `arrays`, all of one length; keys must be unique among them."""
     columns = [arrays[name] for name in upsert.columns]
     rows = len(columns[0])
@@ -59,7 +63,7 @@ def write_rows(connection: Connection, upsert: Upsert, arrays: Mapping[str, Sequ
         if connection.dialect.name == "postgresql":
             connection.execute(
                 text(_into(upsert) + rows_from_arrays(upsert.columns) + _on_conflict(upsert)),
-                dict(zip(upsert.columns, chunk, strict=True)),
+                dict(zip(upsert.columns, map(bind_array, chunk), strict=True)),
             )
         else:
             marks = ", ".join("?" * len(columns))
@@ -69,13 +73,25 @@ def write_rows(connection: Connection, upsert: Upsert, arrays: Mapping[str, Sequ
             )
 
 
+def bind_array(column: Array) -> object:
+    """A column as psycopg takes it for a PostgreSQL array.
+
+    A series of numbers or texts becomes the array's literal, joined by Polars: ten times faster than psycopg's own
+    writing of a list, one element after the other in Python. A tuple must become a list, since psycopg would send a
+    composite value.
+    """
+    if not isinstance(column, pl.Series):
+        return list(column)
+    quoted = column.cast(pl.String)
+    if column.dtype == pl.String:
+        escaped = quoted.str.replace_all("\\", "\\\\", literal=True).str.replace_all('"', '\\"', literal=True)
+        quoted = pl.select(pl.format('"{}"', pl.lit(escaped))).to_series()
+    return "{" + (quoted.str.join(",").item() or "") + "}"
+
+
 def rows_from_arrays(columns: Mapping[str, str]) -> str:
     """PostgreSQL: a SELECT whose rows are the bound arrays, one parameter a column."""
-    # Numbers of arbitrary precision travel as text: exact, and ten times faster to bind than Decimals.
-    arrays = ", ".join(
-        f"CAST(CAST(:{name} AS text[]) AS numeric[])" if kind == "numeric" else f"CAST(:{name} AS {kind}[])"
-        for name, kind in columns.items()
-    )
+    arrays = ", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in columns.items())
     names = ", ".join(columns)
     return f" SELECT {names} FROM unnest({arrays}) AS rows ({names}) "  # noqa: S608 (names are ours)
 

@@ -226,7 +226,7 @@ def _upsert_usage(connection: Connection, usage: pl.DataFrame, next_offsets: Map
     for combine in sorted(frame["combine"].unique().to_list()):
         rows = frame.filter(pl.col("combine") == combine)
         upsert = Upsert("usage", _USAGE_COLUMNS, _USAGE_KEYS, _combined(words, combine))
-        write_rows(connection, upsert, {name: rows[name].to_list() for name in _USAGE_COLUMNS})
+        write_rows(connection, upsert, {name: rows[name] for name in _USAGE_COLUMNS})
 
 
 def quantity_text(quantity: pl.Expr) -> pl.Expr:
@@ -289,7 +289,7 @@ def _upsert_totals(connection: Connection, usage: pl.DataFrame) -> None:
             "unvalued": "held.unvalued + excluded.unvalued",
         },
     )
-    write_rows(connection, upsert, {name: totals[name].to_list() for name in upsert.columns})
+    write_rows(connection, upsert, {name: totals[name] for name in upsert.columns})
 
 
 _INSTANCE_COLUMNS = {

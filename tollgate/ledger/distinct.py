@@ -11,7 +11,7 @@ from collections import Counter
 import polars as pl
 from sqlalchemy import Connection, text
 
-from tollgate.ledger.arrays import CHUNK_ROWS, rows_from_arrays
+from tollgate.ledger.arrays import CHUNK_ROWS, bind_array, rows_from_arrays
 
 KEY_COLUMNS = {
     "partition": "integer",
@@ -46,7 +46,7 @@ def insert_distinct(connection: Connection, distinct: pl.DataFrame) -> pl.DataFr
     counts: Counter[tuple[int, int, int, str, str]] = Counter()
     for chunk in distinct.iter_slices(CHUNK_ROWS):
         if connection.dialect.name == "postgresql":
-            arrays = {name: chunk[name].to_list() for name in _COLUMNS}
+            arrays = {name: bind_array(chunk[name]) for name in _COLUMNS}
             for *key, new in connection.execute(text(_INSERT_POSTGRESQL), arrays):
                 counts[tuple(key)] += new
         else:

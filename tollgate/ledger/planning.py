@@ -285,7 +285,13 @@ def _gather_changed(
         work.cursors[partition] = reached
 
 
-def _gather_held(connection: Connection, controls: Mapping[str, str], work: _Work, rows_max: int) -> None:
+def _gather_held(
+    connection: Connection,
+    controls: Mapping[str, str],
+    switched_on: Sequence[int],
+    work: _Work,
+    rows_max: int,
+) -> None:
     """Held usage worth another look: its chain has settled, or the directory changed since it was held."""
     blocked = exists().where(
         and_(postings.c.posting_key == attributions.c.posting_key, postings.c.state.in_(UNSETTLED))

@@ -52,6 +52,11 @@ AT_STRIPE = (PostingState.DELIVERED, PostingState.SETTLED)
 """What counts as delivered."""
 
 
+IN_CHAIN = (*AT_STRIPE, PostingState.VOID, PostingState.REVERSAL)
+"""Links that are over, for checks of a chain: void ones and their reversals cancel out, so that the sum of all these
+links is what Stripe has."""
+
+
 class PostingMode(StrEnum):
     """What a posting does to Stripe's count."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Connection, Engine, and_, bindparam, exists, func, insert, select, tuple_, update
+from sqlalchemy import Connection, Engine, and_, bindparam, exists, func, insert, or_, select, tuple_, update
 
 from tollgate.contracts.journal import JournalEntry
 from tollgate.ledger.controls import HALTED, PAUSED, read_controls, write_controls
@@ -46,6 +46,9 @@ _CLOSED_BY_JOURNALLING = {
 }
 """The state a planned posting gets once it is in the journal: only a delta goes on to be sent."""
 
+_NEVER_MS = 2**62
+"""Sorts what was never sent behind what was."""
+
 _DUE = (PostingState.JOURNALLED, PostingState.SENDING, PostingState.UNKNOWN)
 
 
@@ -73,12 +76,13 @@ def load_planned(engine: Engine, limit: int) -> list[Posting]:
 
 
 def load_due(
-    engine: Engine, now_ms: int, limit: int, busy: Collection[tuple[str, int]] = ()
+    engine: Engine, now_ms: int, limit: int, busy: Collection[tuple[str, str]] = ()
 ) -> list[DuePosting]:
-    """Postings that may be sent now, by their stamp; nothing while paused, nothing of halted or switched-off meters.
+    """The first posting that may be sent now of each lane (customer, meter) that is not `busy`.
 
-    `busy`: primary keys whose calls are under way in this process. A posting left in `sending` by a process that
-    died is among them, as is one whose outcome is unknown.
+    `busy`: (customer, event name) of calls under way in this process. A posting left in `sending` by a process that
+    died is due, as is one whose outcome is unknown; those come first, then by stamp. Nothing is due while paused, nor
+    for a meter that is halted or not live. One row a lane: a customer's backlog never hides another customer.
     """
     with read_snapshot(engine) as connection:
         controls = read_controls(connection)
@@ -87,6 +91,24 @@ def load_due(
         halted = {name.removeprefix(HALTED) for name in controls if name.startswith(HALTED)}
         terms = load_terms(connection)
         sendable = [m for m, t in terms.items() if t.event_name not in halted and t.send == "live"]
+        order = (func.coalesce(postings.c.first_sent_ms, _NEVER_MS), postings.c.timestamp_s, postings.c.seq)
+        ranked = (
+            select(
+                postings.c.posting_key,
+                postings.c.seq,
+                func.row_number()
+                .over(partition_by=(postings.c.customer_id, postings.c.meter_id), order_by=order)
+                .label("place"),
+            )
+            .where(
+                and_(
+                    postings.c.state.in_(_DUE),
+                    postings.c.meter_id.in_(sendable),
+                    func.coalesce(postings.c.retry_ms, 0) <= now_ms,
+                )
+            )
+            .subquery()
+        )
         open_period = (
             select(func.min(item_periods.c.period_end_ms))
             .where(
@@ -101,15 +123,14 @@ def load_due(
         )
         rows = connection.execute(
             select(postings, open_period.label("period_end_ms"), customers.c.deleted)
-            .join_from(postings, customers, customers.c.customer_id == postings.c.customer_id, isouter=True)
-            .where(
-                and_(
-                    postings.c.state.in_(_DUE),
-                    postings.c.meter_id.in_(sendable),
-                    func.coalesce(postings.c.retry_ms, 0) <= now_ms,
-                )
+            .join_from(
+                postings,
+                ranked,
+                and_(ranked.c.posting_key == postings.c.posting_key, ranked.c.seq == postings.c.seq),
             )
-            .order_by(postings.c.timestamp_s, postings.c.posting_key, postings.c.seq)
+            .join(customers, customers.c.customer_id == postings.c.customer_id, isouter=True)
+            .where(ranked.c.place == 1)
+            .order_by(*order)
             .limit(limit + len(busy))
         ).all()
     return [
@@ -117,7 +138,7 @@ def load_due(
             posting_from_row(row), terms[row.meter_id].event_name, bool(row.deleted), row.period_end_ms
         )
         for row in rows
-        if (row.posting_key, row.seq) not in busy
+        if (row.customer_id, terms[row.meter_id].event_name) not in busy
     ]
 
 
@@ -370,7 +391,7 @@ def record_outcomes(engine: Engine, lease: Lease, outcomes: Sequence[Outcome], n
                     and_(
                         postings.c.posting_key == bindparam("at_key"),
                         postings.c.seq == bindparam("at_seq"),
-                        postings.c.state.in_([str(state) for state in _DUE]),
+                        or_(*(postings.c.state == str(state) for state in _DUE)),  # IN refuses executemany
                     )
                 )
                 .values(

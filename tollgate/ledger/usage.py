@@ -66,7 +66,7 @@ class UsageTotal:
 @dataclass(frozen=True, slots=True)
 class _Filter:
     meter: str | None
-    account: str | None
+    accounts: Collection[str] | None
     from_ms: int | None
     to_ms: int | None
 
@@ -82,7 +82,7 @@ def usage_rows(
     """Usage rows by meter, window, account, dimensions; `meter` is a name (all its versions), windows start in
     `[from_ms, to_ms)`. Raises LedgerUnavailable.
     """
-    chosen = _Filter(meter, account, from_ms, to_ms)
+    chosen = _Filter(meter, None if account is None else (account,), from_ms, to_ms)
     statement = (
         select(meters.c.name, usage)
         .join(meters, meters.c.meter_id == usage.c.meter_id)
@@ -122,11 +122,12 @@ def usage_totals(
     *,
     by: Collection[Grouping] = ("account",),
     meter: str | None = None,
-    account: str | None = None,
+    accounts: Collection[str] | None = None,
     from_ms: int | None = None,
     to_ms: int | None = None,
 ) -> list[UsageTotal]:
-    """Usage per meter and kind, kept apart by `by`, the rest combined by what the metric is.
+    """Usage per meter and kind, kept apart by `by`, the rest combined by what the metric is; of all accounts, or
+    those of `accounts` alone.
 
     Counts and sums add; max and min take the largest and smallest; latest takes the value last by (time, partition,
     offset); unique counts the distinct values over all windows and accounts combined. Versions of one meter that
@@ -139,7 +140,7 @@ def usage_totals(
         raise ValueError(
             f"usage is grouped by {', '.join(get_args(Grouping))}; not by {', '.join(sorted(unknown))}"
         )
-    chosen = _Filter(meter, account, from_ms, to_ms)
+    chosen = _Filter(meter, accounts, from_ms, to_ms)
     grouping = [name for name in get_args(Grouping) if name in by]
     totals: list[UsageTotal] = []
     with read_snapshot(engine) as connection:
@@ -251,8 +252,8 @@ def _unique(meter_ids: Sequence[int], grouping: Sequence[Grouping], chosen: _Fil
 
 def _conditions(columns: Any, chosen: _Filter) -> list[ColumnElement[bool]]:
     conditions: list[ColumnElement[bool]] = []
-    if chosen.account is not None:
-        conditions.append(columns.account == chosen.account)
+    if chosen.accounts is not None:
+        conditions.append(columns.account.in_(chosen.accounts))
     if chosen.from_ms is not None:
         conditions.append(columns.window_start_ms >= chosen.from_ms)
     if chosen.to_ms is not None:

@@ -113,9 +113,11 @@ class Plan:
             groups = marks.lazy().group_by(keys).agg(aggregates).collect()
             groups = groups.with_columns(_dimensions(groups, group_by))
             usage += [self._usage_of(groups.lazy(), index) for index in indexes]
-            for index in indexes:
-                if self._meters[index].kind is MetricKind.UNIQUE:
-                    distinct.append(self._distinct_of(marks, index, keys, group_by))
+            distinct += [
+                self._distinct_of(marks, index, keys, group_by)
+                for index in indexes
+                if self._meters[index].kind is MetricKind.UNIQUE
+            ]
         return Counted(
             usage=pl.concat(usage).collect(),
             distinct=merge_distinct(distinct),

@@ -225,8 +225,8 @@ def _construct(node: yaml.Node) -> Any:
     """The plain value of a node, as SafeLoader makes it. Raises ValueError when it cannot."""
     loader = yaml.SafeLoader("")
     try:
-        return loader.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+        return loader.construct_object(node, deep=True)
     except yaml.YAMLError as error:
         raise ValueError(f"not a plain value: {error}") from error
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()

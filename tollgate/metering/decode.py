@@ -135,8 +135,8 @@ def _message_end(value: bytes, start: int) -> int:
     vtable_bytes = struct.unpack_from("<H", value, vtable)[0]
     # Message { version, header_type, header, bodyLength }: the fourth slot, absent when zero.
     slot = struct.unpack_from("<H", value, vtable + 10)[0] if vtable_bytes > 10 else 0
-    body_bytes = struct.unpack_from("<q", value, table + slot)[0] if slot else 0
-    end = start + 8 + metadata_bytes + int(body_bytes)
+    body_bytes: int = struct.unpack_from("<q", value, table + slot)[0] if slot else 0
+    end: int = start + 8 + metadata_bytes + body_bytes
     if body_bytes < 0 or end > len(value):
         raise Undecodable("an Arrow IPC stream that is cut short")
     return end

@@ -194,7 +194,8 @@ def _rows_of(indexes: _Rows, starts: _Rows) -> _Rows:
     """The rows of the records at `indexes`, in that order."""
     lengths = starts[indexes + 1] - starts[indexes]
     within = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return np.repeat(starts[indexes], lengths) + within
+    rows: _Rows = np.repeat(starts[indexes], lengths) + within
+    return rows
 
 
 # ------------------------------------------------------------------------------------------------ judgements

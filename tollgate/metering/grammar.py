@@ -49,14 +49,12 @@ class Checker:
         if isinstance(node, exp.Null):
             return Kind.NULL
         if isinstance(node, exp.Not | exp.And | exp.Or):
-            for part in node.iter_expressions():
-                self._want(part, Kind.TRUTH)
+            self._want_each(node, Kind.TRUTH)
             return Kind.TRUTH
         if type(node) in COMPARISONS:
             return self._comparison(node)
         if isinstance(node, exp.Neg) or type(node) in ARITHMETIC:
-            for part in node.iter_expressions():
-                self._want(part, Kind.NUMBER)
+            self._want_each(node, Kind.NUMBER)
             return Kind.NUMBER
         return self._predicate_or_function(node)
 
@@ -89,6 +87,10 @@ class Checker:
             )
             return Kind.UNKNOWN
         return Kind.NUMBER
+
+    def _want_each(self, node: exp.Expression, wanted: Kind) -> None:
+        for part in node.iter_expressions():
+            self._want(part, wanted)
 
     def _want(self, node: exp.Expression, wanted: Kind) -> None:
         found = self.kind(node)

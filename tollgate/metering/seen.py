@@ -56,7 +56,8 @@ def _merge(left: Ids, right: Ids) -> Ids:
 def _in_sorted(run: Ids, ids: Ids) -> npt.NDArray[np.bool_]:
     at = np.searchsorted(run, ids)
     at[at == run.size] = 0
-    return run[at] == ids
+    found: npt.NDArray[np.bool_] = run[at] == ids
+    return found
 
 
 @dataclass(slots=True)

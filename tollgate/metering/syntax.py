@@ -72,7 +72,7 @@ def parse_tree(text: str) -> exp.Expression:
     if "\x00" in text:
         raise InvalidMeter(["the expression holds a NUL character"])
     try:
-        trees = [tree for tree in sqlglot.parse(text, dialect=DIALECT) if tree is not None]
+        trees = [tree for tree in sqlglot.parse(text, dialect=DIALECT) if isinstance(tree, exp.Expression)]
         depth = _depth(trees[0]) if trees else 0
     except SqlglotError as error:
         raise InvalidMeter([f"not an SQL expression: {_first_line(error)}"]) from error

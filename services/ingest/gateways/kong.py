@@ -98,7 +98,7 @@ class KongDecoder:
         self._response_header_fields = _fields(response_headers)
         self._query_fields = _fields(queries)
         headers = _named_values("_RequestHeaders", self._header_fields)
-        response = msgspec.defstruct(
+        response: type[Any] = msgspec.defstruct(
             "_Response",
             [
                 ("status", Status | None, None),
@@ -108,7 +108,7 @@ class KongDecoder:
             gc=False,
             frozen=True,
         )
-        request = msgspec.defstruct(
+        request: type[Any] = msgspec.defstruct(
             "_Request",
             [
                 ("id", Text | None, None),
@@ -126,7 +126,7 @@ class KongDecoder:
             gc=False,
             frozen=True,
         )
-        entry = msgspec.defstruct(
+        entry: type[Any] = msgspec.defstruct(
             "_Entry",
             [
                 ("request", request | None, None),
@@ -142,14 +142,14 @@ class KongDecoder:
             gc=False,
             frozen=True,
         )
-        self._no_headers = headers()
+        self._no_headers: Any = headers()
         self._reader: EntryReader[Any] = EntryReader(
             many=msgspec.json.Decoder(list[entry]),  # type: ignore[valid-type]
             one=msgspec.json.Decoder(entry),
             prune=drop_bodies,
         )
-        self._no_request = request()
-        self._no_response = response()
+        self._no_request: Any = request()
+        self._no_response: Any = response()
         self._readers = [
             (captured.name, [self._locate(at) for at in captured.locations])
             for captured in capture.properties
@@ -296,7 +296,7 @@ class KongDecoder:
             return lambda entry: (
                 header_text(getattr(entry.request.querystring, field, None)) if entry.request else None
             )
-        return lambda entry: None
+        return lambda _entry: None
 
 
 def _header_reader(part: str, field: str) -> Callable[[Any], str | None]:

@@ -143,9 +143,7 @@ class MoesifDecoder:
         host, path, query = _split_uri(request.uri)
         user = None if event.user_id is None else str(event.user_id) or None
         company = None if event.company_id is None else str(event.company_id) or None
-        api_key = self._keys.read_key(
-            event.session_token or self._api_key(headers, query) or None, replayed
-        )
+        api_key = self._keys.read_key(event.session_token or self._api_key(headers, query) or None, replayed)
         account = name_account(company, user, api_key)
         if account is None:
             raise InvalidEvent(DeadReason.NO_IDENTITY, "no company_id, user_id or session_token")
@@ -283,7 +281,7 @@ def _reader(at: Location) -> Callable[[_Message], str | None]:
         case Place.METADATA:
             return lambda message: read_path(bytes(message.event.metadata), path)
         case Place.DATA:
-            return lambda message: None
+            return lambda _message: None
 
 
 def _first_value(message: _Message, readers: list[Callable[[_Message], str | None]]) -> str | None:

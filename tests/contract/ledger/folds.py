@@ -6,7 +6,7 @@ import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,9 @@ from tollgate.metering.outcome import Fold, InstanceFold, Outcomes, PartitionFol
 from tollgate.metering.usage import DISTINCT_SCHEMA, NEVER, USAGE_KEY, USAGE_SCHEMA
 
 Key = tuple[int, int, int, str, str]
+
+add_exactly = Context(prec=60).add
+"""The default context keeps 28 digits; a quantity has 38."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ class NaiveLedger:
             self.values[delta.key] |= delta.values
             row["quantity"] = Decimal(len(self.values[delta.key]))
         elif delta.combine == COMBINE_ADD:
-            row["quantity"] = (row["quantity"] or 0) + delta.quantity
+            row["quantity"] = add_exactly(row["quantity"] or Decimal(0), delta.quantity)
         elif delta.events:
             choices = [quantity for quantity in (row["quantity"], delta.quantity) if quantity is not None]
             if delta.combine == COMBINE_LATEST:

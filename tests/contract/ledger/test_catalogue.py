@@ -202,6 +202,6 @@ def test_a_revoked_token_is_listed_and_not_loaded(ledger: Engine) -> None:
 )
 def test_a_source_that_makes_no_sense_is_refused(ledger: Engine, name: str, scopes: list[str]) -> None:
     """Names become headers and labels; scopes are two."""
-    with pytest.raises(ValueError, match="source name|scopes"):
+    with pytest.raises(ValueError, match=r"source name|scopes"):
         create_source(ledger, name, scopes, NOW)
     assert list_sources(ledger) == []

@@ -12,7 +12,16 @@ import pytest
 from sqlalchemy import Engine, delete, event, select, text, update
 
 from tests.contract.ledger.conftest import PARTITIONS
-from tests.contract.ledger.folds import Delta, NaiveLedger, dump, make_fold, part, prints, random_deltas
+from tests.contract.ledger.folds import (
+    Delta,
+    NaiveLedger,
+    add_exactly,
+    dump,
+    make_fold,
+    part,
+    prints,
+    random_deltas,
+)
 from tollgate.ledger.catalogue import apply_meters, meters_version
 from tollgate.ledger.engine import (
     LedgerNotReady,
@@ -122,7 +131,7 @@ def test_random_folds_equal_a_naive_model(ledger: Engine, seed: int) -> None:
     expected: dict[tuple[int, int], list[Any]] = {}
     for key, (quantity, events, unvalued, *_) in model.table().items():
         total = expected.setdefault(key[:2], [Decimal(0), 0, 0])
-        total[0] += quantity if key[1] in (1, 5, 6) else 0
+        total[0] = add_exactly(total[0], quantity if key[1] in (1, 5, 6) else Decimal(0))
         total[1] += events
         total[2] += unvalued
     assert totals == {key: tuple(value) for key, value in expected.items()}
@@ -418,7 +427,7 @@ def test_an_unvalued_window_has_no_minimum(ledger: Engine, order: list[int]) -> 
 
 def test_a_sum_past_the_column_is_refused_whole(ledger: Engine) -> None:
     """Neither database wraps, rounds or keeps half of it."""
-    big = Decimal("99999999999999999999999999999")
+    big = Decimal(99999999999999999999999999999)
     first = make_fold([part(0, 0, 1)], [Delta(quantity=big)])
     commit_fold(ledger, first, prints(first), 0, now_ms=1)
     before = dump(ledger)

@@ -38,9 +38,14 @@ def test_what_the_block_wrote_is_there_after_it(ledger: Engine, second: Engine) 
 
 def test_a_block_that_raises_leaves_nothing(ledger: Engine) -> None:
     """The block's own exception comes through, and its writes are gone."""
-    with pytest.raises(ZeroDivisionError), ledger_transaction(ledger) as connection:
-        connection.execute(insert(pins).values(name="a", value="1"))
-        raise ZeroDivisionError
+
+    def write_and_die() -> None:
+        with ledger_transaction(ledger) as connection:
+            connection.execute(insert(pins).values(name="a", value="1"))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_and_die()
     assert _pin(ledger, "a") is None
 
 
@@ -112,20 +117,30 @@ def test_a_snapshot_transaction_that_lost_a_race_is_transient(ledger: Engine, se
         with ledger_transaction(ledger, isolation="snapshot") as connection:
             connection.execute(update(catalogue_state).values(meters_version=1))
         return
-    with pytest.raises(LedgerUnavailable), ledger_transaction(ledger, isolation="snapshot") as connection:
-        connection.execute(select(catalogue_state)).all()
-        with ledger_transaction(second) as other:
-            other.execute(update(catalogue_state).values(meters_version=1))
-        connection.execute(update(catalogue_state).values(meters_version=2))
+
+    def lose_the_race() -> None:
+        with ledger_transaction(ledger, isolation="snapshot") as connection:
+            connection.execute(select(catalogue_state)).all()
+            with ledger_transaction(second) as other:
+                other.execute(update(catalogue_state).values(meters_version=1))
+            connection.execute(update(catalogue_state).values(meters_version=2))
+
+    with pytest.raises(LedgerUnavailable):
+        lose_the_race()
 
 
 @pytest.mark.postgres
 def test_a_connection_lost_before_commit_is_transient(postgres_url: str) -> None:
     """The server ended the session while the block worked: nothing was written."""
     engine = open_ledger(postgres_url)
-    with pytest.raises(LedgerUnavailable), ledger_transaction(engine) as connection:
-        _kill(postgres_url, connection.execute(text("SELECT pg_backend_pid()")).scalar_one())
-        connection.execute(text("SELECT 1"))
+
+    def be_cut_off() -> None:
+        with ledger_transaction(engine) as connection:
+            _kill(postgres_url, connection.execute(text("SELECT pg_backend_pid()")).scalar_one())
+            connection.execute(text("SELECT 1"))
+
+    with pytest.raises(LedgerUnavailable):
+        be_cut_off()
     with read_snapshot(engine) as connection:
         assert connection.execute(text("SELECT 1")).scalar_one() == 1
     engine.dispose()

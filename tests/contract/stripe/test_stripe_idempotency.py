@@ -5,9 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import stripe
-from conftest import Target
 
 from sandbox.stripe.process import StandInControl
+from tests.contract.stripe.target import Target
 
 
 def _create(target: Target, key: str, name: str) -> stripe.Customer:

@@ -2,9 +2,9 @@
 
 import pytest
 import stripe
-from conftest import Target
 
 from sandbox.stripe.process import StandInControl
+from tests.contract.stripe.target import Target
 
 HOUR_SECONDS = 3600
 

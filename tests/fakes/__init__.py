@@ -1,0 +1,1 @@
+"""Stand-ins that keep the promises of the real parts, in memory, for tests without I/O."""
