@@ -21,6 +21,9 @@ from sandbox.child import Child
 from sandbox.ports import LOOPBACK, free_port
 
 SERVICES = ("ingest", "meter", "stripe_sync", "webhooks")
+MAPPING_RULES = ("user=customer.id", "user=customer.email", "company=customer.id", "company=subscription.id")
+"""All there are: the sandbox's gateways name callers in each of these ways."""
+
 _STOP_SECONDS = 30.0
 _READY_SECONDS = 60.0
 
@@ -101,6 +104,7 @@ class Stack:
             "TOLLGATE_STRIPE__API_BASE": settings.stripe_url,
             "TOLLGATE_CAPTURE": ",".join(settings.capture),
             "TOLLGATE_INGEST_URL": self.url("ingest"),
+            "TOLLGATE_WEBHOOKS__MAPPING_RULES": ",".join(MAPPING_RULES),
             "STRIPE_API_KEY": settings.stripe_key,
             **settings.extra,
         }

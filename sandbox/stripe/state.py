@@ -173,8 +173,11 @@ class State:
             yield json.loads(row["body"])
 
     def is_empty(self) -> bool:
-        """Whether nothing has been created yet."""
-        return self.connection.execute("SELECT 1 FROM objects LIMIT 1").fetchone() is None
+        """Whether nothing has been created or received yet."""
+        row = self.connection.execute(
+            "SELECT 1 FROM objects UNION ALL SELECT 1 FROM meter_events LIMIT 1"
+        ).fetchone()
+        return row is None
 
     def earliest_due(self, until: int) -> tuple[str, str, int] | None:
         """The (kind, id, due) of the object due first, if that is not after ``until`` (epoch seconds)."""

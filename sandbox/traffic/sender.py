@@ -52,7 +52,7 @@ async def send_calls(
     give_up_seconds: float = 120.0,
     on_progress: Callable[[Sending], None] = lambda _: None,
 ) -> Sending:
-    """Send every call, `batch_size` a request, formats in turn; returns when each request has had its 2xx.
+    """Send every call, `batch_size` a request; returns when each request has had its 2xx.
 
     Raises Refused on a 4xx, TimeoutError when one batch finds no 2xx for `give_up_seconds`.
     """
@@ -96,10 +96,15 @@ async def send_calls(
 def _batches(
     calls: Iterable[Call], formats: tuple[Format, ...], size: int
 ) -> Iterator[tuple[list[Call], Format]]:
-    turns = itertools.cycle(formats)
-    iterator = iter(calls)
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch, next(turns)
+    """Batches of one format each. A call's id chooses its format, so that its duplicates come in the same."""
+    waiting: dict[Format, list[Call]] = {wire: [] for wire in formats}
+    for call in calls:
+        wire = formats[int(call.id[:8], 16) % len(formats)]
+        waiting[wire].append(call)
+        if len(waiting[wire]) == size:
+            yield waiting[wire], wire
+            waiting[wire] = []
+    yield from ((batch, wire) for wire, batch in waiting.items() if batch)
 
 
 async def _post_until_acknowledged(

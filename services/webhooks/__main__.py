@@ -213,7 +213,15 @@ async def _poll(service: Service, store: KafkaEventStore, metrics: Metrics, shut
         await _until_possible(service.check_pins, service.backoff, shutdown, metrics)
     except Stopped:
         return
-    poll = EventPoll(service.gateway, service.book, store, service.clock, metrics, interval_seconds)
+    poll = EventPoll(
+        service.gateway,
+        service.book,
+        store,
+        service.clock,
+        metrics,
+        interval_seconds,
+        service.settings.webhooks.poll_settling_seconds,
+    )
     await poll.run(shutdown.event)
 
 

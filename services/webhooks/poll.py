@@ -32,7 +32,7 @@ OVERLAP_SECONDS = 600
 """From the last complete poll backwards: for an event that was listed late."""
 
 SETTLING_SECONDS = 60
-"""Younger events are left to their webhooks, which are on their way."""
+"""Younger events are left to their webhooks, which are on their way; the default of the setting."""
 
 SLICE_SECONDS = 6 * 3600
 """One comparison covers at most this: memory stays flat over 30 days of events, and a restart repeats one slice."""
@@ -65,6 +65,7 @@ class EventPoll:
         clock: Clock,
         metrics: Metrics,
         interval_seconds: float,
+        settling_seconds: int = SETTLING_SECONDS,
     ) -> None:
         self._events = events
         self._inbox = inbox
@@ -72,6 +73,7 @@ class EventPoll:
         self._clock = clock
         self._metrics = metrics
         self._interval_seconds = interval_seconds
+        self._settling_seconds = settling_seconds
         self._complete_to_s: int | None = None
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -101,7 +103,7 @@ class EventPoll:
             begin_s = max(await self._begin_s(), now_s - REACH_SECONDS)
         except LedgerError as error:
             raise translate_ledger_error(error) from error
-        end_s = now_s - SETTLING_SECONDS
+        end_s = now_s - self._settling_seconds
         found = 0
         while begin_s < end_s:
             before_s = min(begin_s + SLICE_SECONDS, end_s)

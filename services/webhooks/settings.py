@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
 from services.webhooks.faultpoints import FaultPoint
+from services.webhooks.poll import SETTLING_SECONDS
 from services.webhooks.signature import DEFAULT_TOLERANCE_SECONDS
 from tollgate.ledger.directory import DEFAULT_RULES, MappingRule
 from tollgate.runtime.settings import AlsoFrom, HttpSettings, ServiceSettings, SettingsGroup
@@ -113,6 +114,12 @@ class WebhooksSettings(SettingsGroup):
         ge=0,
         description="Seconds between comparisons with Stripe's own list of events; 0 switches them off. Each is a "
         "read, and Stripe grants an account 10,000 reads a month at least.",
+    )
+    poll_settling_seconds: int = Field(
+        default=SETTLING_SECONDS,
+        ge=0,
+        le=3600,
+        description="Events younger than these seconds are left to their webhooks, which are on their way.",
     )
     fault_point: FaultPoint | None = Field(
         default=None, description="For crash tests: the named place at which the process ends itself."

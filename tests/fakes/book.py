@@ -48,9 +48,7 @@ class MemoryBook:
     def partition(self, partition: int, from_day: int) -> tuple[PartitionProgress, Sequence[SeenBlob]]:
         with self._lock:
             self._reach()
-            return self._progress[partition], [
-                blob for blob in self._seen[partition] if blob[0] >= from_day
-            ]
+            return self._progress[partition], [blob for blob in self._seen[partition] if blob[0] >= from_day]
 
     def meter_set(self) -> MeterSet:
         with self._lock:

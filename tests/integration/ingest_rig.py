@@ -20,13 +20,19 @@ from sandbox.child import Child
 from sandbox.ports import free_port
 from tests.parts.kafka import BrokerSettings
 from tollgate.contracts.dead import DeadLetter, decode_dead_letter
-from tollgate.contracts.events import contract_of, decode_batch, derive_seed, headers_from_kafka, seed_fingerprint
+from tollgate.contracts.events import (
+    contract_of,
+    decode_batch,
+    derive_seed,
+    headers_from_kafka,
+    seed_fingerprint,
+)
 from tollgate.contracts.ticks import Tick, decode_tick
 from tollgate.contracts.topics import GATEWAY_DEAD, GATEWAY_EVENTS
 from tollgate.ledger.engine import open_ledger
 from tollgate.ledger.init import Pins, initialise
 from tollgate.ledger.sources import create_source
-from tollgate.runtime.kafka import TopicSpec, create_topics, new_consumer
+from tollgate.runtime.kafka import ClusterUnidentified, TopicSpec, cluster_id, create_topics, new_consumer
 
 ID_SEED = "a seed for tests, nothing secret"
 PARTITIONS = 3
@@ -81,7 +87,7 @@ class IngestRig:
         )
         engine = open_ledger(self.ledger_url)
         pins = Pins(
-            kafka_cluster_id="",
+            kafka_cluster_id=await _cluster_id(self.kafka),
             events_topic=self.kafka.topic_name(GATEWAY_EVENTS.name),
             partitions=PARTITIONS,
             stripe_account="",
@@ -109,7 +115,7 @@ class IngestRig:
 
     def stop(self) -> int | None:
         """SIGTERM; the exit code."""
-        return self.child.stop(SIGTERM, timeout_seconds=30)
+        return self.child.stop(SIGTERM, 30)
 
     def client(self, token: str | None = None) -> httpx.Client:
         """A client with the rig's token."""
@@ -140,6 +146,13 @@ class IngestRig:
         finally:
             await consumer.stop()
         return contents
+
+
+async def _cluster_id(kafka: BrokerSettings) -> str:
+    try:
+        return await cluster_id(kafka)
+    except ClusterUnidentified:
+        return ""
 
 
 def _take(contents: LogContents, record: Any, dead: bool) -> None:

@@ -96,7 +96,9 @@ class Worker:
 class MeterRig:
     """Topics, a ledger, and meter processes on them."""
 
-    def __init__(self, settings: BrokerSettings, ledger_url: str, directory: Path, partitions: int = 3) -> None:
+    def __init__(
+        self, settings: BrokerSettings, ledger_url: str, directory: Path, partitions: int = 3
+    ) -> None:
         self.settings = settings
         self.partitions = partitions
         self.directory = directory

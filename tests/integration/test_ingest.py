@@ -66,7 +66,11 @@ async def test_every_format_reaches_the_log_and_ticks_count_it(rig: IngestRig) -
                 json.dumps(
                     [
                         {
-                            "request": {"time": "2026-01-01T00:00:00.5", "uri": "http://h:1/p?q=1", "verb": "GET"},
+                            "request": {
+                                "time": "2026-01-01T00:00:00.5",
+                                "uri": "http://h:1/p?q=1",
+                                "verb": "GET",
+                            },
                             "transaction_id": "tx-1",
                             "user_id": "u",
                         }
@@ -190,9 +194,7 @@ async def test_no_success_without_an_acknowledgement(own_kafka: KafkaPart, tmp_p
             # Past the bound of what may wait, the answer comes at once.
             big = json.dumps([kong_entry(n) for n in range(1000, 2600)]).encode()
             large = [
-                client.post(
-                    "/v1/logs/kong", content=big, headers={"content-type": "application/json"}
-                )
+                client.post("/v1/logs/kong", content=big, headers={"content-type": "application/json"})
                 for _ in range(3)
             ]
             assert {answer.status_code for answer in large} == {503}

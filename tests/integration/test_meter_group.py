@@ -40,7 +40,9 @@ async def test_two_workers_share_and_take_over(rig: MeterRig) -> None:
     await rig.produce(calls(300))
     await rig.until(lambda: rig.folded > 0)
     second.start()
-    await rig.until(lambda: (_assigned(first), _assigned(second)) in {(1, 2), (2, 1)}, what="3 partitions are shared")
+    await rig.until(
+        lambda: (_assigned(first), _assigned(second)) in {(1, 2), (2, 1)}, what="3 partitions are shared"
+    )
     await rig.produce(calls(300, first=1000))
     await rig.until_all_folded()
     await rig.produce(calls(300, first=2000))

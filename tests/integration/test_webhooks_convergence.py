@@ -102,13 +102,12 @@ EXPECTED_MAPPINGS = [
 
 
 async def test_every_order_of_late_webhooks_ends_in_one_state(engine: Engine) -> None:
-    """All webhooks arrive after the story is over, in each of 720 orders (PostgreSQL: a seeded 60), one twice."""
+    """Five webhooks arrive after the story is over, in each of their 120 orders, one of them twice."""
     clock = ManualClock(NOW_S * 1000)
     stripe = FakeStripe(clock)
-    events = history(stripe, clock)
-    orders = list(itertools.permutations(events))
+    events = [event for event in history(stripe, clock) if event["type"] != "invoice.created"]
     rng = random.Random(3)
-    for order in rng.sample(orders, 60) if engine.dialect.name == "postgresql" else orders[::4]:
+    for order in itertools.permutations(events):
         empty(engine)
         target = projector(stripe, engine, clock)
         for event in [*order, rng.choice(order)]:

@@ -20,10 +20,8 @@ def _insert(connection: Connection, table: Table) -> Any:
 
 def insert_missing(connection: Connection, table: Table, rows: Rows) -> int:
     """Insert each of `rows` whose primary key is absent; returns how many were. The others stay as they are."""
-    inserted = 0
-    for row in rows:
-        inserted += connection.execute(_insert(connection, table).on_conflict_do_nothing(), row).rowcount
-    return inserted
+    statement = _insert(connection, table).on_conflict_do_nothing().returning(*table.primary_key)
+    return sum(len(connection.execute(statement, row).all()) for row in rows)
 
 
 def put(connection: Connection, table: Table, rows: Rows) -> None:
@@ -33,4 +31,8 @@ def put(connection: Connection, table: Table, rows: Rows) -> None:
     statement = _insert(connection, table)
     keys = [column.name for column in table.primary_key]
     values = {name: statement.excluded[name] for name in rows[0] if name not in keys}
-    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=values), list(rows))
+    if values:
+        statement = statement.on_conflict_do_update(index_elements=keys, set_=values)
+    else:
+        statement = statement.on_conflict_do_nothing()
+    connection.execute(statement, list(rows))

@@ -16,13 +16,16 @@ from sqlalchemy.sql.elements import ColumnElement
 from tollgate.ledger.engine import read_snapshot
 from tollgate.ledger.tables import distinct_values, meters, usage
 from tollgate.ledger.types import Quantity
+from tollgate.ledger.verify import verify_ledger
 from tollgate.metering.definition import Meter
 from tollgate.metering.metric import MetricKind
 
-__all__ = ["Grouping", "UsageRow", "UsageTotal", "usage_rows", "usage_totals"]
+__all__ = ["Grouping", "UsageRow", "UsageTotal", "usage_rows", "usage_totals", "verify_ledger"]
 
 Grouping = Literal["account", "window", "dimensions"]
 """What totals are kept apart by, beside the meter: quantities of different meters never add."""
+
+_BY_ACCOUNT: tuple[Grouping, ...] = ("account",)
 
 _COLUMNS: dict[Grouping, str] = {
     "account": "account",
@@ -120,7 +123,7 @@ def usage_rows(
 def usage_totals(
     engine: Engine,
     *,
-    by: Collection[Grouping] = ("account",),
+    by: Collection[Grouping] = _BY_ACCOUNT,
     meter: str | None = None,
     accounts: Collection[str] | None = None,
     from_ms: int | None = None,

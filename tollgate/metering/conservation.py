@@ -5,8 +5,9 @@ Owns the equations, as pure functions from plain numbers to violations. It refus
 1. per partition: received = counted + unmatched + duplicate + late + dead, and nothing is negative;
    per ingest instance: what was received up to its last tick is at least what it had acknowledged;
 2. per (partition, meter): the totals in progress equal the sum of the usage rows;
-3. per posting key: seq 1..n without a gap, each from = the previous to, and what was delivered sums to the last
-   delivered `to`.
+3. per posting key: seq 1..n without a gap, each from = the previous to, only the last link unsettled, each reversal
+   takes back exactly the void links before it, and what was delivered is what Stripe holds;
+   usage that is not posted is held with a reason, in flight, or not yet due.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Law(StrEnum):
     INSTANCE = "instance"
     TOTALS = "totals"
     CHAIN = "chain"
+    UNPOSTED = "unposted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +78,46 @@ class MeterTotals:
     unvalued: int
 
 
+class LinkEffect(StrEnum):
+    """What one posting did to Stripe's count."""
+
+    DELIVERED = "delivered"
+    """Stripe holds it."""
+    OPEN = "open"
+    """Not settled: Stripe may hold it or get it."""
+    REHEARSED = "rehearsed"
+    """A dry run: never sent."""
+    VOID = "void"
+    """Stripe has not got it and never will."""
+    REVERSAL = "reversal"
+    """Takes void links back inside the chain; never sent."""
+
+
 @dataclass(frozen=True, slots=True)
 class ChainLink:
-    """One posting of a chain. `delivered` when Stripe holds it."""
+    """One posting of a chain."""
 
     posting_key: str
     seq: int
     quantity_from: Decimal
     quantity_to: Decimal
-    delivered: bool
+    effect: LinkEffect
+
+    @property
+    def quantity(self) -> Decimal:
+        """What it adds to the chain."""
+        return _EXACT.subtract(self.quantity_to, self.quantity_from)
+
+
+@dataclass(frozen=True, slots=True)
+class Unposted:
+    """Usage of one (meter, account, window) that no posting covers."""
+
+    subject: str
+    quantity: Decimal
+    hold_reason: str | None
+    due: bool
+    """Planning has read past it."""
 
 
 def check_partition(counts: PartitionCounts, from_instances: int | None = None) -> list[Violation]:
@@ -165,33 +198,45 @@ def check_totals(
 def check_chain(postings: Sequence[ChainLink], at_stripe: Decimal | None = None) -> list[Violation]:
     """Law 3 for one posting key, its links in any order.
 
-    Undelivered links may only stand at the end. `at_stripe` is what Stripe says it holds for the key, when asked.
+    `at_stripe` is what Stripe says it holds for the key, when asked: with an open link, with or without it.
+    Raises ValueError for links of two chains.
     """
-    if not postings:
-        return []
     links = sorted(postings, key=lambda link: link.seq)
-    subject = f"posting {links[0].posting_key}"
+    if len({link.posting_key for link in links}) > 1:
+        raise ValueError("links of more than one chain")
     found: list[str] = []
-    reached, delivered = Decimal(0), Decimal(0)
-    delivered_to, open_seq = Decimal(0), None
+    reached = delivered = void = Decimal(0)
+    open_link: ChainLink | None = None
     for place, link in enumerate(links, start=1):
-        if link.posting_key != links[0].posting_key:
-            raise ValueError(f"links of two chains: {links[0].posting_key} and {link.posting_key}")
         if link.seq != place:
             found.append(f"seq {link.seq} stands where {place} should")
             break
         if link.quantity_from != reached:
             found.append(f"seq {link.seq} goes from {link.quantity_from}, the one before went to {reached}")
+        if open_link is not None:
+            found.append(f"seq {link.seq} follows seq {open_link.seq}, which is not settled")
         reached = link.quantity_to
-        if not link.delivered:
-            open_seq = link.seq if open_seq is None else open_seq
-            continue
-        if open_seq is not None:
-            found.append(f"seq {link.seq} is delivered, seq {open_seq} before it is not")
-        delivered = _EXACT.add(delivered, _EXACT.subtract(link.quantity_to, link.quantity_from))
-        delivered_to = link.quantity_to
-    if not found and delivered != delivered_to:
-        found.append(f"delivered sums to {delivered}, the last delivered goes to {delivered_to}")
-    if at_stripe is not None and at_stripe != delivered:
+        if link.effect is LinkEffect.DELIVERED:
+            delivered = _EXACT.add(delivered, link.quantity)
+        elif link.effect is LinkEffect.VOID:
+            void = _EXACT.add(void, link.quantity)
+        elif link.effect is LinkEffect.REVERSAL:
+            if link.quantity != -void:
+                found.append(f"seq {link.seq} takes back {-link.quantity}, void before it is {void}")
+            void = Decimal(0)
+        elif link.effect is LinkEffect.OPEN:
+            open_link = link
+    maybe = _EXACT.add(delivered, open_link.quantity) if open_link else delivered
+    if at_stripe is not None and at_stripe not in (delivered, maybe):
         found.append(f"delivered sums to {delivered}, Stripe holds {at_stripe}")
+    subject = f"posting {links[0].posting_key}" if links else ""
     return [Violation(Law.CHAIN, subject, detail) for detail in found]
+
+
+def check_unposted(unposted: Iterable[Unposted]) -> list[Violation]:
+    """Law 3 for what is not posted: due usage is held with a reason."""
+    return [
+        Violation(Law.UNPOSTED, item.subject, f"{item.quantity} is neither posted nor held")
+        for item in unposted
+        if item.quantity != 0 and item.due and not item.hold_reason
+    ]

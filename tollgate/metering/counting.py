@@ -51,8 +51,12 @@ class CompiledMeter:
     @property
     def columns(self) -> frozenset[str]:
         """Every event column it reads."""
-        weight = {"weight"} if self.version.meter.metric.weighted else set()
-        return self.filter.columns | self.value_columns | frozenset(self.group_by) | weight
+        return self.filter.columns | self.value_columns | self.weight_columns | frozenset(self.group_by)
+
+    @property
+    def weight_columns(self) -> frozenset[str]:
+        """`weight`, when it counts that."""
+        return frozenset({"weight"} if self.version.meter.metric.weighted else ())
 
     @property
     def value_columns(self) -> frozenset[str]:

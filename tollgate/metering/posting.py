@@ -41,7 +41,12 @@ def posting_identifier(
     Equal quantities give equal identifiers however they are written (1, 1.0, 1E0).
     """
     digest = _digest(
-        _IDENTIFIER_BYTES, posting_key, str(seq), _canonical(quantity_from), _canonical(quantity_to), ledger_id
+        _IDENTIFIER_BYTES,
+        posting_key,
+        str(seq),
+        _canonical(quantity_from),
+        _canonical(quantity_to),
+        ledger_id,
     )
     return f"tg_{seq:x}_{digest}"
 

@@ -20,6 +20,9 @@ from tollgate.runtime.settings import LogSettings
 REPEAT_SECONDS = 10.0
 """While a broker is down aiokafka writes 65 lines a second and worker; one of a kind in this time tells as much."""
 
+TALKATIVE = ("aiokafka", "alembic", "httpx", "stripe", "uvicorn")
+"""Libraries that are heard from warnings on, unless the level is debug."""
+
 _KINDS_MAX = 1024
 
 
@@ -72,8 +75,11 @@ def configure_logging(
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(settings.level.upper())
-    # Its start and stop lines repeat what services say themselves.
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    # What these say below a warning repeats what services say themselves, a line or three a call.
+    for talkative in TALKATIVE:
+        logging.getLogger(talkative).setLevel(
+            logging.NOTSET if settings.level == "debug" else logging.WARNING
+        )
     logging.captureWarnings(True)
     structlog.configure(
         processors=[

@@ -218,8 +218,8 @@ class World:
 
     def deliver(self) -> list[Posting]:
         """Journal and deliver all that is planned; returns it."""
-        planned = [p for p in self.journal() if p.mode is PostingMode.DELTA]
-        sent = [p for p in planned if p.state is PostingState.PLANNED]
+        planned = self.journal()
+        sent = [p for p in planned if p.mode is PostingMode.DELTA]
         mark_sending(self.engine, self.lease, [p.ref for p in sent], self.now_ms)
         outcomes = [Outcome(*p.ref, PostingState.DELIVERED) for p in sent]
         record_outcomes(self.engine, self.lease, outcomes, self.now_ms)
@@ -229,8 +229,7 @@ class World:
         """Plan, journal and deliver until nothing is left to do."""
         for _ in range(50):
             report = self.plan(rows_max)
-            self.deliver()
-            if not (report.planned or report.reversals or report.more):
+            if not self.deliver() and not report.more:
                 return
         raise AssertionError("planning does not come to an end")
 

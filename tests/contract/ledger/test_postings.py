@@ -349,8 +349,8 @@ def test_a_crash_between_any_two_statements_leaves_nothing(billed: World) -> Non
             raise KeyboardInterrupt
 
     event.listen(billed.engine, "before_cursor_execute", count)
-    for fail_at in range(1, 200):
-        executed = 0
+    for attempt in range(1, 200):
+        executed, fail_at = 0, attempt
         try:
             billed.plan()
         except KeyboardInterrupt:

@@ -49,7 +49,7 @@ def test_every_answer_has_a_request_id(target: Target) -> None:
 def test_unknown_parameters_are_refused(target: Target) -> None:
     """A misspelt parameter is named."""
     with pytest.raises(stripe.InvalidRequestError) as caught:
-        target.client.v1.customers.create({"e_mail": "a@example.com"})  # type: ignore[typeddict-unknown-key]
+        target.client.v1.customers.create({"e_mail": "a@example.com"})  # type: ignore[arg-type]
     assert (caught.value.code, caught.value.param) == ("parameter_unknown", "e_mail")
 
 

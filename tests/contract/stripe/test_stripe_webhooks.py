@@ -112,7 +112,7 @@ def test_endpoint_gets_the_shape_of_its_version(
         {
             "url": receiver.url,
             "enabled_events": ["customer.subscription.created"],
-            "api_version": "2025-02-24.acacia",  # type: ignore[arg-type]
+            "api_version": "2025-02-24.acacia",
         }
     )
     target.client.v1.subscriptions.create(

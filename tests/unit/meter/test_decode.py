@@ -25,7 +25,9 @@ def test_an_events_record_keeps_its_bytes() -> None:
 def test_a_tick_is_read() -> None:
     """A tick is told apart by its contract."""
     tick = Tick("ingest-1", TIME_MS, 12)
-    assert _decode(encode_tick(tick), list(tick_headers("ingest-1"))) == TickRecord(3, 8, "ingest-1", TIME_MS, 12)
+    assert _decode(encode_tick(tick), list(tick_headers("ingest-1"))) == TickRecord(
+        3, 8, "ingest-1", TIME_MS, 12
+    )
 
 
 @pytest.mark.parametrize(
@@ -51,7 +53,9 @@ def test_headers_that_lie_make_an_unknown_record(changed: dict[str, bytes], rows
     assert found.detail
 
 
-@pytest.mark.parametrize("value", [b"", b"{}", b'{"instance":"i","wall_ms":-5,"rows_acknowledged":1}', b"\xff"])
+@pytest.mark.parametrize(
+    "value", [b"", b"{}", b'{"instance":"i","wall_ms":-5,"rows_acknowledged":1}', b"\xff"]
+)
 def test_a_broken_tick_is_an_unknown_record(value: bytes) -> None:
     """Whatever somebody writes into the topic stops nothing."""
     assert isinstance(_decode(value, list(tick_headers("i"))), UnknownRecord)

@@ -71,7 +71,9 @@ class HeldExecutor(Executor):
 class Bench:
     """A pipeline with everything around it in memory."""
 
-    def __init__(self, partitions: int = 2, policy: FlushPolicy = POLICY, faults: Faults | None = None) -> None:
+    def __init__(
+        self, partitions: int = 2, policy: FlushPolicy = POLICY, faults: Faults | None = None
+    ) -> None:
         self.log = MemoryLog(partitions)
         self.book = MemoryBook(partitions, meter_set())
         self.dead = MemoryDeadLetters()
@@ -359,7 +361,9 @@ async def test_dead_events_are_buried_before_the_ledger_knows() -> None:
         assert bench.book.commits == []
         bench.dead.unreachable = False
         await bench.advance(1.1)
-        assert [(letter.partition, letter.offset, letter.rows) for letter in bench.dead.letters] == [(0, 0, 1)]
+        assert [(letter.partition, letter.offset, letter.rows) for letter in bench.dead.letters] == [
+            (0, 0, 1)
+        ]
         at = bench.book.progress([0])[0]
         assert (at.counted, at.dead) == (1, 1)
         assert bench.metric("dead_events_total", reason="future") == 1
@@ -410,7 +414,9 @@ async def test_old_ids_expire_in_memory_and_ledger() -> None:
         assert [day for day, _, _ in blobs] == [TIME_MS // 86_400_000]
 
 
-@pytest.mark.parametrize("point", [FaultPoint.FLUSH_TAKEN, FaultPoint.FLUSH_FOLDED, FaultPoint.LEDGER_COMMITTED])
+@pytest.mark.parametrize(
+    "point", [FaultPoint.FLUSH_TAKEN, FaultPoint.FLUSH_FOLDED, FaultPoint.LEDGER_COMMITTED]
+)
 async def test_a_death_at_any_step_counts_once(point: FaultPoint) -> None:
     """What the process did before it died is in the ledger once, after the next one has read on from there."""
 
