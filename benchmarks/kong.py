@@ -30,9 +30,7 @@ def make_calls(count: int, now_ms: int, seed: int = 20261122) -> list[Call]:
         Identity(customer=f"cus_{number:04d}", user=f"user-{number:04d}") for number in range(ACCOUNTS)
     ]
     return list(
-        generate_calls(
-            count, seed=seed, identities=identities, now_ms=now_ms, spread_ms=60_000, mix=_CLEAN
-        )
+        generate_calls(count, seed=seed, identities=identities, now_ms=now_ms, spread_ms=60_000, mix=_CLEAN)
     )
 
 

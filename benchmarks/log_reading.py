@@ -14,7 +14,13 @@ from aiokafka import TopicPartition
 from aiokafka.structs import ConsumerRecord
 
 from benchmarks.backlog import BacklogRecord
-from tollgate.contracts.events import CONTRACT, contract_of, decode_batch, headers_from_kafka, headers_to_kafka
+from tollgate.contracts.events import (
+    CONTRACT,
+    contract_of,
+    decode_batch,
+    headers_from_kafka,
+    headers_to_kafka,
+)
 from tollgate.contracts.topics import GATEWAY_EVENTS
 from tollgate.runtime.kafka import new_consumer, new_producer
 from tollgate.runtime.settings import KafkaSettings

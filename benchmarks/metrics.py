@@ -21,7 +21,9 @@ class Samples:
     def total(self, name: str, **labels: str) -> float:
         """The sum of a series over the labels not given."""
         wanted = set(labels.items())
-        return sum(value for (series, held), value in self.values.items() if series == name and wanted <= set(held))
+        return sum(
+            value for (series, held), value in self.values.items() if series == name and wanted <= set(held)
+        )
 
     def buckets(self, name: str) -> list[tuple[float, float]]:
         """(upper bound, cumulative count) of a histogram, ascending, summed over its labels."""

@@ -24,7 +24,7 @@ from services.ingest.identity import HASHED_MARK, KeyHasher
 
 REDACTED = "redacted"
 ID_HEADERS = ("x-kong-request-id", "x-moesif-transaction-id")
-_HARMLESS_HEADERS = ("user-agent", "host", *ID_HEADERS)
+_HARMLESS_HEADERS = ("user-agent", "host", "content-length", *ID_HEADERS)
 _SECRET_NAMES = (
     "authorization",
     "proxy-authorization",

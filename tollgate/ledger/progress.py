@@ -108,10 +108,11 @@ def _progress(connection: Connection, partitions: Collection[int] | None) -> dic
 
 
 def _seen(connection: Connection, partition: int, from_day: int) -> Iterator[SeenBlob]:
-    rows = connection.execution_options(yield_per=_ROWS_A_FETCH).execute(
+    rows = connection.execute(
         select(seen_ids.c.day, seen_ids.c.to_offset, seen_ids.c.ids)
         .where(seen_ids.c.partition == partition, seen_ids.c.day >= from_day)
         .order_by(seen_ids.c.day, seen_ids.c.to_offset)
+        .execution_options(yield_per=_ROWS_A_FETCH)
     )
     for row in rows:
         yield row.day, row.to_offset, row.ids

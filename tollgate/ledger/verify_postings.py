@@ -109,14 +109,16 @@ def verify_postings(connection: Connection, meters: Mapping[int, PostedMeter]) -
 
 def _chains(connection: Connection) -> Iterator[tuple[str, list[ChainLink]]]:
     """Every chain's links; read in order, a few rows in memory at a time."""
-    rows = connection.execution_options(yield_per=_ROWS_A_FETCH).execute(
+    rows = connection.execute(
         select(
             postings.c.posting_key,
             postings.c.seq,
             postings.c.quantity_from,
             postings.c.quantity_to,
             postings.c.state,
-        ).order_by(postings.c.posting_key, postings.c.seq)
+        )
+        .order_by(postings.c.posting_key, postings.c.seq)
+        .execution_options(yield_per=_ROWS_A_FETCH)
     )
     for key, members in groupby(rows, key=lambda row: row.posting_key):
         yield (
@@ -135,7 +137,7 @@ def _unposted(
 ) -> Iterator[Unposted]:
     """Per chain, and per slot without one: what no posting covers."""
     distinct = _chain_distinct(connection, list(meters))
-    rows = connection.execution_options(yield_per=_ROWS_A_FETCH).execute(_slots(list(meters)))
+    rows = connection.execute(_slots(list(meters)).execution_options(yield_per=_ROWS_A_FETCH))
 
     # Rows of a chain follow each other; a slot that is pinned to none is a chain of its own.
     def chain_of(row: Row[Any]) -> tuple[Any, ...]:
@@ -221,4 +223,4 @@ def _chain_distinct(connection: Connection, meter_ids: list[int]) -> dict[str, i
         .where(attributions.c.meter_id.in_(meter_ids))
         .group_by(attributions.c.posting_key)
     )
-    return dict(_pairs(connection, statement))
+    return {key: int(count) for key, count in connection.execute(statement)}

@@ -1,12 +1,14 @@
 """CloudEvents 1.0 in JSON, single and batch, as metering clients send them.
 
 Owns how a CloudEvent becomes an event: `(source, id)` is its identity, `subject` is the user, `time` (when absent:
-of ingest) is when it happened, captured members of `data` are its properties; `type` stands in the column `route`
-and `source` in `service`, so that meters can tell kinds of events apart. It refuses to know HTTP and Kafka.
+of ingest) is when it happened, captured members of `data` are its properties. Members of `data` that are named and
+typed as an event's column (`status`, `path`, `response_bytes` …) fill it; without them `type` stands in the column
+`route` and `source` in `service`, so that meters can tell kinds of events apart. It refuses to know HTTP and Kafka.
 """
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated, Any
 
 import msgspec
@@ -41,6 +43,47 @@ class _CloudEvent(msgspec.Struct, gc=False, frozen=True):
     subject: Text | None = None
     time: Text | None = None
     data: msgspec.Raw = _NOTHING
+
+
+_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_text = msgspec.json.Decoder(Text)
+_amount = msgspec.json.Decoder(Annotated[int, Meta(ge=0, le=2**63 - 1)])
+_status = msgspec.json.Decoder(Annotated[int, Meta(ge=0, le=2**15 - 1)])
+_weight = msgspec.json.Decoder(Annotated[int, Meta(ge=1, le=2**63 - 1)])
+
+_DATA_COLUMNS: dict[str, msgspec.json.Decoder[Any]] = {
+    "service": _text,
+    "route": _text,
+    "method": _text,
+    "host": _text,
+    "path": _text,
+    "status": _status,
+    "latency_ms": _amount,
+    "request_bytes": _amount,
+    "response_bytes": _amount,
+    "client_ip": _text,
+    "user_agent": _text,
+    "weight": _weight,
+    "blocked_by": _text,
+}
+"""Members of `data` that fill a column. `data` is the sender's own: a member of another type is not an error."""
+
+
+def _read_columns(data: bytes) -> dict[str, Any]:
+    """The event columns that `data` names."""
+    if not data.startswith(b"{"):
+        return {}
+    try:
+        members = _object.decode(data)
+    except msgspec.DecodeError:
+        return {}
+    found: dict[str, Any] = {}
+    for name in members.keys() & _DATA_COLUMNS.keys():
+        with contextlib.suppress(msgspec.DecodeError):
+            found[name] = _DATA_COLUMNS[name].decode(members[name])
+    if "path" in found:
+        found["path"] = found["path"].partition("?")[0]
+    return found
 
 
 _READER = EntryReader(many=msgspec.json.Decoder(list[_CloudEvent]), one=msgspec.json.Decoder(_CloudEvent))
@@ -106,9 +149,11 @@ class CloudEventsDecoder:
             "route": event.type,
             "weight": 1,
         }
+        data = bytes(event.data)
+        row |= _read_columns(data)
         for name, paths in zip(self._names[len(SCHEMA.names) :], self._paths, strict=True):
             for path in paths:
-                value = read_path(bytes(event.data), path)
+                value = read_path(data, path)
                 if value is not None:
                     row[name] = value
                     break

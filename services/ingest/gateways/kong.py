@@ -210,7 +210,7 @@ class KongDecoder:
             "route": [route.name or route.id for route in routes],
             "method": [request.method for request in requests],
             "host": [_host(request.url, request.uri) for request in requests],
-            "path": [uri and uri.partition("?")[0] for uri in [request.uri for request in requests]],
+            "path": [_path(request.uri) for request in requests],
             "status": [response.status for response in responses],
             # Kong says -1 for what it did not measure, and less after a step of its clock.
             "latency_ms": [int(spent) if spent is not None and spent >= 0 else None for spent in latencies],
@@ -339,6 +339,17 @@ def _host(url: str | None, uri: str | None) -> str | None:
     if url is None:
         return None
     return _host_of(url.removesuffix(uri) if uri else url)
+
+
+def _path(uri: str | None) -> str | None:
+    """The path of a request target, without the query."""
+    if uri is None:
+        return None
+    path = uri.partition("?")[0]
+    if path[:1] != "/" and "://" in path:
+        # A caller may send the absolute form, credentials in front of the host and all.
+        return "/" + path.partition("://")[2].partition("/")[2]
+    return path
 
 
 @lru_cache(maxsize=1024)
