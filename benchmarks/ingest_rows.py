@@ -44,7 +44,7 @@ def ingest_batches(ground: Ground, events: int) -> Row:
         before = cpu_seconds(pid)
         load = send_all(port, bodies.requests(token, requests), connections=BODY_CONNECTIONS)
         spent = cpu_seconds(pid) - before
-        _profile(installation, pid)
+        _profile(installation)
         expected = bodies.count_accounts(warm) + bodies.count_accounts(requests)
         contents = _check(installation, [warming, load], dict(expected))
     with pinned_to(ground.cores.measured):
@@ -80,7 +80,7 @@ def ingest_singles(ground: Ground, requests: int) -> Row:
         before = cpu_seconds(pid)
         load = send_all(port, singles.requests(requests, warm), connections=CONNECTIONS)
         spent = cpu_seconds(pid) - before
-        _profile(installation, pid)
+        _profile(installation)
         contents = _check(installation, [warming, load], dict(singles.count_accounts(warm + requests)))
     bare_load, bare_us = _serve_bare(ground.cores, singles, requests)
     return Row(
@@ -106,7 +106,7 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _profile(installation: Installation, pid: int) -> None:
+def _profile(installation: Installation) -> None:
     """Have a profiled service write its report while it is still whole."""
     if installation.ground.profile_directory is not None:
         installation.stack.child("ingest").send(signal.SIGUSR1)

@@ -5,6 +5,8 @@ Owns: FastAPI, the control endpoints, and closing connections without an answer.
 
 import asyncio
 import json
+import logging
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Any
@@ -70,6 +72,8 @@ def create_app(state: State, clock: VirtualClock) -> FastAPI:
             asyncio.create_task(Courier(state, clock).run()),
             asyncio.create_task(_keep_time(state, clock)),
         ]
+        for task in tasks:
+            task.add_done_callback(_stop_on_failure)
         yield
         for task in tasks:
             task.cancel()
@@ -108,6 +112,13 @@ class _ApiFace:
             return
         response = Response(answered.body, answered.status, answered.headers, media_type="application/json")
         await response(scope, receive, send)
+
+
+def _stop_on_failure(task: asyncio.Task[None]) -> None:
+    """Stop the process when a background task dies: a stand-in whose time stands still would look alive."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logging.getLogger(__name__).critical("background task failed", exc_info=error)
+        signal.raise_signal(signal.SIGTERM)
 
 
 async def _keep_time(state: State, clock: VirtualClock) -> None:

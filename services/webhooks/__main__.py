@@ -278,6 +278,7 @@ async def _start_consumer(settings: WebhooksServiceSettings) -> AIOKafkaConsumer
         auto_offset_reset="earliest",
         topics=[STRIPE_EVENTS.name],
         group=GROUP,
+        session_timeout_ms=int(settings.webhooks.session_timeout_seconds * 1000),
     )
     await _started(consumer)
     return consumer

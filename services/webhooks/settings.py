@@ -109,6 +109,12 @@ class WebhooksSettings(SettingsGroup):
     batch_records_max: int = Field(
         default=100, ge=1, le=1000, description="Events taken from the topic at once."
     )
+    session_timeout_seconds: float = Field(
+        default=10.0,
+        ge=1,
+        le=300,
+        description="Seconds without a heartbeat after which the broker gives a dead process' partitions to another.",
+    )
     poll_interval_seconds: float = Field(
         default=900.0,
         ge=0,

@@ -26,7 +26,8 @@ from sandbox.traffic.truth import Truth, tell_truth
 from tests.e2e.schedule import draw_schedule
 from tollgate.ledger.engine import open_ledger
 from tollgate.ledger.progress import load_progress
-from tollgate.ledger.usage import usage_rows, verify_ledger
+from tollgate.ledger.usage import usage_rows
+from tollgate.ledger.verify import verify_ledger
 from tollgate.runtime.settings import KafkaSettings
 
 METERS = Path(__file__).parents[2] / "meters.yaml"

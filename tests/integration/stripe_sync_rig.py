@@ -109,7 +109,7 @@ class Rig:
         # The rig's own lease is given back: the processes take theirs.
         release_lease(world.engine, world.lease)
         now_ms = rig.control.now_seconds() * 1000
-        rig.base_ms = now_ms - now_ms % HOUR_MS - 3 * HOUR_MS
+        rig.base_ms = now_ms - now_ms % HOUR_MS - 6 * HOUR_MS
         return rig
 
     def close(self) -> None:

@@ -157,7 +157,7 @@ class FaustRig:
     async def until(self, holds: object, seconds: float = 20.0) -> None:
         assert callable(holds)
         async with asyncio.timeout(seconds):
-            while not holds():  # noqa: ASYNC110 - what is waited for is the state of four threads
+            while not holds():
                 if self.assignment.failed.done():
                     self.assignment.failed.result()
                 for task in self._tasks:

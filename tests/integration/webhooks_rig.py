@@ -52,6 +52,7 @@ class WebhooksRig:
                     "TOLLGATE_WEBHOOKS__MAPPING_RULES": RULES,
                     "TOLLGATE_WEBHOOKS__POLL_INTERVAL_SECONDS": "0",
                     "TOLLGATE_WEBHOOKS__RETRY_SECONDS_MAX": "1",
+                    "TOLLGATE_WEBHOOKS__SESSION_TIMEOUT_SECONDS": "2",
                     "TOLLGATE_LOG__FORMAT": "json",
                 },
             )

@@ -30,6 +30,7 @@ __all__ = [
     "hash_id",
     "headers_from_kafka",
     "headers_to_kafka",
+    "record_fingerprint",
     "seed_fingerprint",
 ]
 
@@ -54,6 +55,11 @@ def derive_seed(secret: str) -> int:
 def seed_fingerprint(seed: int) -> str:
     """Hex digest pinned in the ledger: two services with different seeds would count every retry twice."""
     return xxhash.xxh3_64_hexdigest(b"tollgate id seed", seed)
+
+
+def record_fingerprint(offset: int, value: bytes) -> str:
+    """What the ledger keeps of the record before `next_offset`: recognises that record, and no other log's."""
+    return f"{offset}:{xxhash.xxh3_64_hexdigest(value)}"
 
 
 @dataclass(frozen=True, slots=True)

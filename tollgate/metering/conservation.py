@@ -134,9 +134,11 @@ def check_partition(counts: PartitionCounts, from_instances: int | None = None) 
             f"received {counts.received} != counted {counts.counted} + unmatched {counts.unmatched} + duplicate "
             f"{counts.duplicate} + late {counts.late} + dead {counts.dead} = {ended}"
         )
-    for name in ("next_offset", "received", "counted", "unmatched", "duplicate", "late", "dead"):
-        if getattr(counts, name) < 0:
-            found.append(f"{name} is {getattr(counts, name)}")
+    found += [
+        f"{name} is {getattr(counts, name)}"
+        for name in ("next_offset", "received", "counted", "unmatched", "duplicate", "late", "dead")
+        if getattr(counts, name) < 0
+    ]
     if not 0 <= counts.weak_duplicate <= counts.duplicate:
         found.append(f"weak_duplicate {counts.weak_duplicate} is not within duplicate {counts.duplicate}")
     if counts.received and not counts.next_offset:

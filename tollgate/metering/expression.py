@@ -59,10 +59,9 @@ class Expression:
         writer = Writer(frozenset())
         if self.kind is Kind.TRUTH:
             sql = writer.truth(self.tree, True)
-        elif self.kind is Kind.NUMBER and not is_plain_integer(self.tree):
-            return self.number_sql()
         elif self.kind is Kind.NUMBER:
-            sql = writer.integer(self.tree)
+            plain = is_plain_integer(self.tree)
+            sql = writer.integer(self.tree) if plain else writer.decimal(self.tree, SCALE, bounded=False)
         else:
             sql = writer.text(self.tree)
         return Written(sql, frozenset(writer.operands))

@@ -199,9 +199,15 @@ class Checker:
             self.problems.append(f"{shown}: {type(node).__name__.upper()} cannot be used in a meter")
 
 
+_DIVERGING = re.compile(r"[*+?}][+]|\[[^\]]*(\[|&&|--|~~)")
+"""Possessive repeats and set operations: Rust and other engines read these differently."""
+
+
 def _pattern_problem(pattern: str) -> str | None:
     if not _PATTERN_TEXT.fullmatch(pattern):
         return "use printable ASCII, \\d and escaped signs; no flags, look-around, \\w, \\s or \\b"
+    if _DIVERGING.search(pattern):
+        return "no repeats of repeats, and no sets within sets"
     try:
         re.compile(pattern)
     except re.error as error:

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
@@ -254,3 +254,20 @@ def _refuse_mismatch(wanted: Mapping[str, TopicSpec], existing: Mapping[str, int
     ]
     if differing:
         raise TopicMismatch("; ".join(differing))
+
+
+async def topic_bounds(settings: KafkaSettings, topic: str) -> dict[int, tuple[int, int]]:
+    """First offset kept and next offset to be written, of each partition of `topic` (bare name); empty without it."""
+    count = await topic_partitions(settings, topic)
+    consumer = new_consumer(settings, client_id="tollgate-bounds", auto_offset_reset="none")
+    await consumer.start()
+    try:
+        name = settings.topic_name(topic)
+        partitions = [TopicPartition(name, number) for number in range(count or 0)]
+        if not partitions:
+            return {}
+        begins = await consumer.beginning_offsets(partitions)
+        ends = await consumer.end_offsets(partitions)
+        return {tp.partition: (begins[tp], ends[tp]) for tp in partitions}
+    finally:
+        await consumer.stop()

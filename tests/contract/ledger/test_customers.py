@@ -300,7 +300,7 @@ def test_facts_in_any_order_leave_the_same_periods(
         created_ms=START_MS + DAY_MS + HOUR_MS,
         period_end_ms=START_MS + DAY_MS + HOUR_MS,
     )
-    facts = [
+    facts: list[Subscription | Invoice | Customer] = [
         subscription(item(1), status="canceled", ended_ms=START_MS + DAY_MS + HOUR_MS),
         invoice(0, "paid", lines=[line(0)]),
         final,

@@ -63,7 +63,12 @@ class Rig:
         )
 
     async def advance(self, ms: int) -> None:
+        await self.turn()
         self.clock.advance_ms(ms)
+        await self.turn()
+
+    async def turn(self) -> None:
+        """Let every task that can run do so."""
         for _ in range(5):
             await asyncio.sleep(0)
 

@@ -93,7 +93,7 @@ def test_any_value_anywhere_leaves_the_neighbours_alone(decoder: Decoder, data: 
     packed.validate(full=True)
 
 
-SECRET = "pl4nted-s3cret"  # noqa: S105
+SECRET = "pl4nted-s3cret"
 
 
 @pytest.mark.parametrize("decoder", DECODERS[:2], ids=lambda decoder: decoder.format)

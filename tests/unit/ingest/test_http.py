@@ -183,7 +183,7 @@ async def test_a_wrong_token_is_401_on_every_route(service: Service, token: str)
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(service.app),
         base_url="http://i",
-        headers={"x-tollgate-token": token.encode()},
+        headers=[(b"x-tollgate-token", token.encode())],
     ) as client:
         for path in ("/v1/logs/kong", "/v1/events", "/v1/events/batch", "/api/v1/events", "/v1/replay"):
             assert (await client.post(path, content=b"[]", headers=JSON)).status_code == 401
@@ -292,8 +292,9 @@ async def test_success_waits_for_the_acknowledgement(client: httpx.AsyncClient, 
     """Until the broker has answered there is no answer, and the body's bytes are held."""
     service.log.at_once = None
     request = asyncio.create_task(client.post("/v1/logs/kong", json=kong_entry()))
-    while not service.log.records:
+    for _ in range(100):
         await asyncio.sleep(0)
+    assert len(service.log.records) == 1
     assert not request.done()
     assert service.admission.bytes_held > 0
     service.log.answer(True)

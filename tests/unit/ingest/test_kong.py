@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from services.ingest.decoded import BrokenBody, DecodedBatch
-from tests.unit.ingest.decoders import INGEST_MS, KEYS, ID_SEED, kong_decoder, kong_entry
+from tests.unit.ingest.decoders import ID_SEED, INGEST_MS, KEYS, kong_decoder, kong_entry
 from tollgate.contracts.events import hash_id
 from tollgate.metering.errors import DeadReason
 

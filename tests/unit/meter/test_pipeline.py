@@ -72,10 +72,10 @@ class Bench:
     """A pipeline with everything around it in memory."""
 
     def __init__(
-        self, partitions: int = 2, policy: FlushPolicy = POLICY, faults: Faults | None = None
+        self, faults: Faults | None = None, log: MemoryLog | None = None, book: MemoryBook | None = None
     ) -> None:
-        self.log = MemoryLog(partitions)
-        self.book = MemoryBook(partitions, meter_set())
+        self.log = log or MemoryLog(2)
+        self.book = book or MemoryBook(2, meter_set())
         self.dead = MemoryDeadLetters()
         self.clock = ManualClock(TIME_MS)
         self.intake = Intake(200_000)
@@ -90,7 +90,7 @@ class Bench:
             dead=self.dead,
             clock=self.clock,
             rules=TimeRules(),
-            policy=policy,
+            policy=POLICY,
             backoff=Backoff(1.0, 8.0, jitter=0.0),
             metrics=MeterMetrics(self.registry),
             faults=faults or Faults(),
@@ -437,9 +437,7 @@ async def test_a_death_at_any_step_counts_once(point: FaultPoint) -> None:
     with pytest.raises(Died):
         await task
 
-    heir = Bench()
-    heir.log, heir.book = bench.log, bench.book
-    heir = _with_book(bench)
+    heir = Bench(log=bench.log, book=bench.book)
     async with running(heir):
         at = heir.intake.next_offset(0)
         assert at is not None
@@ -448,12 +446,3 @@ async def test_a_death_at_any_step_counts_once(point: FaultPoint) -> None:
         await heir.pipeline.drain()
     progress = bench.book.progress([0])[0]
     assert (progress.received, progress.counted, progress.duplicate) == (4, 3, 1)
-
-
-def _with_book(died: Bench) -> Bench:
-    """A new process on the same log and ledger."""
-    heir = Bench()
-    heir.log = died.log
-    heir.book = died.book
-    heir.pipeline._book = died.book
-    return heir

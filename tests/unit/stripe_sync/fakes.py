@@ -104,9 +104,7 @@ class FakeBook:
             if lane in busy or lane in found or name in self.halts or p.state not in open_states:
                 continue
             if (p.retry_ms or 0) <= now_ms:
-                found[lane] = DuePosting(
-                    p, name, p.customer_id in self.gone, self.period_ends_ms.get(ref)
-                )
+                found[lane] = DuePosting(p, name, p.customer_id in self.gone, self.period_ends_ms.get(ref))
         return list(found.values())[:limit]
 
     async def mark_sending(self, refs: Sequence[Ref], now_ms: int) -> frozenset[Ref]:

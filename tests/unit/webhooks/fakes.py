@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,15 @@ from tollgate.ledger.billing import Customer, Invoice, Receipt, Rejection, Subsc
 from tollgate.runtime.clock import Clock
 
 Json = dict[str, Any]
+
+
+async def until(done: Callable[[], bool], turns_max: int = 10_000) -> None:
+    """Let others run until `done()`; a millisecond a turn, since some work is in threads."""
+    for _ in range(turns_max):
+        if done():
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError("it never came to that")
 
 
 class FakeStripe:
@@ -242,9 +251,11 @@ class FakeStore:
         self.down = False
         self.stored: list[tuple[StripeEvent, bytes]] = []
         self.gate: asyncio.Event | None = None
+        self.waiting = 0
 
     async def put(self, event: StripeEvent, body: bytes, received_ms: int) -> None:
         if self.gate is not None:
+            self.waiting += 1
             await self.gate.wait()
         if self.down:
             raise StoreUnavailable("KafkaTimeoutError")

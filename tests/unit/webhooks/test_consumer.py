@@ -136,7 +136,7 @@ async def test_transient_errors_are_never_given_up() -> None:
 
 async def test_a_permanent_error_is_parked_after_a_few_tries() -> None:
     """Then the records behind it go on."""
-    errors = [Permanent(PermanentReason.NOT_FOUND, "") for _ in range(9)]
+    errors: list[Exception] = [Permanent(PermanentReason.NOT_FOUND, "") for _ in range(9)]
     bench = Bench(FakeLog([event(1), event(2)]), Target(evt_1=errors))
     await bench.step(3, advance_ms=60_000)
     assert bench.target.parked == [("evt_1", "not_found")]
@@ -193,9 +193,9 @@ async def test_a_stop_finishes_the_record_in_hand() -> None:
     bench = Bench(FakeLog([event(1), event(2)]), Target())
     inner = bench.target.project
 
-    async def project(found: StripeEvent, batch: Batch) -> str:
+    async def project(event: StripeEvent, batch: Batch) -> str:
         bench.stop.set()
-        return await inner(found, batch)
+        return await inner(event, batch)
 
     bench.target.project = project  # type: ignore[method-assign]
     await bench.consumer.run(bench.stop)

@@ -15,7 +15,7 @@ from services.webhooks.faultpoints import FaultPoints
 from services.webhooks.http import PATH, Door, WebhookEndpoint, create_app
 from services.webhooks.metrics import Metrics
 from services.webhooks.signature import sign
-from tests.unit.webhooks.fakes import FakeStore
+from tests.unit.webhooks.fakes import FakeStore, until
 from tollgate.runtime.clock import ManualClock
 from tollgate.runtime.health import Health
 from tollgate.runtime.http import operations_app
@@ -52,7 +52,7 @@ class Bench:
         )
         app = create_app(self.endpoint, operations_app(Health(clock), self.registry))
         self.client = httpx.AsyncClient(
-            transport=httpx.ASGITransport(app=app),  # type: ignore[arg-type]
+            transport=httpx.ASGITransport(app=app),
             base_url="http://test",
         )
 
@@ -168,8 +168,7 @@ async def test_too_many_at_once_are_sent_away() -> None:
     bench = Bench()
     bench.store.gate = asyncio.Event()
     waiting = [asyncio.create_task(bench.post()) for _ in range(2)]
-    while bench.endpoint._in_flight < 2:
-        await asyncio.sleep(0)
+    await until(lambda: bench.store.waiting == 2)
     answer = await bench.post()
     assert (answer.status_code, answer.json()) == (503, {"error": "too_many_in_flight"})
     bench.store.gate.set()

@@ -82,7 +82,7 @@ async def test_each_page_has_a_number_taken_before_it() -> None:
         book.apply_customer(newer, sequence=book.take_sequence(), now_ms=0)
         return (Customer("cus_0", "old@example.com"),), None
 
-    lists.customer_page = page_then_webhook  # type: ignore[method-assign, assignment]
+    lists.customer_page = page_then_webhook  # type: ignore[method-assign]
     await import_customers(lists, book, ManualClock(), BACKOFF)
     assert book.rows["cus_0"][1] == Customer("cus_0", "new@example.com")
 

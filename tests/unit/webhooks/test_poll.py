@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -19,7 +20,7 @@ from services.webhooks.poll import (
     EventPoll,
 )
 from services.webhooks.store import StoreUnavailable
-from tests.unit.webhooks.fakes import FakeBook, FakeStore, FakeStripe, customer_body
+from tests.unit.webhooks.fakes import FakeBook, FakeStore, FakeStripe, customer_body, until
 from tollgate.runtime.clock import ManualClock
 
 NOW_S = 1_800_000_000
@@ -106,7 +107,7 @@ async def test_never_further_back_than_stripe_lists(bench: Bench, newest_s: int 
     assert bounds[0][0] == NOW_S - REACH_SECONDS
     assert bounds[-1][1] == NOW_S - SETTLING_SECONDS
     assert all(end - begin <= SLICE_SECONDS for begin, end in bounds)
-    assert all(left[1] == right[0] for left, right in zip(bounds, bounds[1:], strict=False))
+    assert all(left[1] == right[0] for left, right in itertools.pairwise(bounds))
 
 
 async def test_a_second_poll_looks_at_what_is_new(bench: Bench) -> None:
@@ -138,12 +139,10 @@ async def test_the_loop_survives_failures_and_stops(bench: Bench) -> None:
     bench.stripe.failures = [Transient(TransientReason.STRIPE_UNREACHABLE, "")]
     stop = asyncio.Event()
     running = asyncio.create_task(bench.poll.run(stop))
-    while bench.clock.sleepers == 0:
-        await asyncio.sleep(0.001)
+    await until(lambda: bench.clock.sleepers > 0)
     assert bench.stored() == []
     bench.clock.advance_ms(900_000)
-    while not bench.store.stored:
-        await asyncio.sleep(0.001)
+    await until(lambda: bool(bench.store.stored))
     stop.set()
     await asyncio.wait_for(running, 5)
     assert bench.stored() == [happened]

@@ -13,7 +13,14 @@ from services.webhooks.event import StripeEvent, event_from
 from services.webhooks.faultpoints import FaultPoints
 from services.webhooks.metrics import Metrics
 from services.webhooks.projector import Batch, Projector
-from tests.unit.webhooks.fakes import FakeBook, FakeStripe, customer_body, invoice_body, subscription_body
+from tests.unit.webhooks.fakes import (
+    FakeBook,
+    FakeStripe,
+    customer_body,
+    invoice_body,
+    subscription_body,
+    until,
+)
 from tollgate.ledger.billing import Customer, Invoice
 from tollgate.ledger.errors import CommitUnknown, LedgerRefused, LedgerUnavailable
 from tollgate.runtime.clock import ManualClock
@@ -71,8 +78,7 @@ async def test_the_number_is_taken_before_the_fetch(bench: Bench) -> None:
     first = bench.stripe.put(customer_body(email="old@example.com"), "customer.created")
     bench.stripe.delays_seconds["cus_1"] = [10.0]
     slow = asyncio.create_task(bench.project(first))
-    while bench.clock.sleepers == 0:
-        await asyncio.sleep(0.001)
+    await until(lambda: bench.clock.sleepers > 0)
     second = bench.stripe.put(customer_body(email="new@example.com"), "customer.updated")
     assert await bench.project(second) == "projected"
     bench.clock.advance_ms(10_000)

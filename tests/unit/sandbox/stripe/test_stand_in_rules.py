@@ -1,5 +1,7 @@
 """Faults, keys, versions, virtual time and signatures, without a server."""
 
+from collections.abc import Iterator
+
 import pytest
 import stripe
 
@@ -15,9 +17,11 @@ from tollgate.runtime.clock import ManualClock
 
 
 @pytest.fixture
-def state() -> State:
+def state() -> Iterator[State]:
     """An empty state in memory."""
-    return State(":memory:")
+    opened = State(":memory:")
+    yield opened
+    opened.close()
 
 
 def test_a_rule_matches_by_every_field_it_names() -> None:

@@ -1,0 +1,203 @@
+"""The rules of planning."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+
+import pytest
+
+from services.stripe_sync.plan import Rules, stretch_cadence
+from tollgate.ledger.posting_rows import (
+    Chain,
+    Hold,
+    HoldReason,
+    MappingRow,
+    MeterTerms,
+    NextLink,
+    PeriodRow,
+    Placement,
+    PostingMode,
+    Slot,
+    UsageRow,
+    VoidLink,
+)
+from tollgate.metering.meter import MetricKind
+
+RULES = Rules("ledger_1")
+HOUR = 3_600_000
+W = 500_000 * HOUR
+DAY = 24 * HOUR
+NOW = W + 2 * HOUR
+
+
+def terms(kind: MetricKind = MetricKind.COUNT, send: str = "live") -> MeterTerms:
+    return MeterTerms(7, "calls", kind, HOUR, "calls", send)
+
+
+def rows(*quantities: int) -> list[UsageRow]:
+    return [UsageRow(0, Decimal(q), W, order, order) for order, q in enumerate(quantities)]
+
+
+SLOT = Slot(7, W, "user:a")
+
+
+@pytest.mark.parametrize(
+    ("mappings", "found"),
+    [
+        ([], HoldReason.NO_MAPPING),
+        ([MappingRow("cus_1", 0, None)], "cus_1"),
+        ([MappingRow("cus_1", W, W + 1)], "cus_1"),
+        ([MappingRow("cus_1", W + 1, None)], HoldReason.NO_MAPPING),
+        ([MappingRow("cus_1", 0, W)], HoldReason.NO_MAPPING),
+        ([MappingRow("cus_1", 0, W), MappingRow("cus_2", W, None)], "cus_2"),
+        ([MappingRow("cus_1", 0, None), MappingRow("cus_2", 0, None)], HoldReason.AMBIGUOUS),
+        ([MappingRow("cus_1", 0, None), MappingRow("cus_1", 5, None)], "cus_1"),
+    ],
+)
+def test_the_customer_is_the_one_mapped_at_the_windows_start(
+    mappings: list[MappingRow], found: str | HoldReason
+) -> None:
+    """Validity is half open; two customers are ambiguous; a pin wins over everything."""
+    assert RULES.resolve_customer(SLOT, None, mappings) == found
+    assert RULES.resolve_customer(SLOT, "cus_9", mappings) == "cus_9"
+
+
+LATEST = W + 1000
+BEFORE = PeriodRow(W - DAY, W + HOUR // 2, "open")
+AFTER = PeriodRow(W + HOUR // 2, W + DAY, "open")
+WHOLE = PeriodRow(W - DAY, W + DAY, "open")
+
+
+def _state(period: PeriodRow, state: str) -> PeriodRow:
+    return PeriodRow(period.start_ms, period.end_ms, state)
+
+
+@pytest.mark.parametrize(
+    ("latest_ms", "periods", "found"),
+    [
+        (LATEST, [], HoldReason.NO_ITEM),
+        (LATEST, [WHOLE], LATEST),
+        (LATEST, [_state(WHOLE, "closed")], HoldReason.CLOSED),
+        (LATEST, [_state(WHOLE, "removed")], HoldReason.NO_ITEM),
+        (LATEST, [WHOLE, WHOLE], HoldReason.AMBIGUOUS),
+        (LATEST, [WHOLE, _state(WHOLE, "removed")], LATEST),
+        (LATEST, [PeriodRow(W + DAY, W + 2 * DAY, "open")], HoldReason.NO_ITEM),
+        # The window straddles an edge: where its latest event lies.
+        (LATEST, [BEFORE, AFTER], LATEST),
+        (W + HOUR // 2, [BEFORE, AFTER], W + HOUR // 2),
+        (LATEST, [_state(BEFORE, "closed"), AFTER], HoldReason.CLOSED),
+        # Events go on after the subscription ended, or came before it began, within the window.
+        (W + HOUR - 1, [BEFORE], W + HOUR // 2 - 1),
+        (LATEST, [AFTER], W + HOUR // 2),
+        (W + HOUR - 1, [_state(BEFORE, "closed")], HoldReason.CLOSED),
+    ],
+)
+def test_usage_is_stamped_inside_window_and_period(
+    latest_ms: int, periods: list[PeriodRow], found: int | HoldReason
+) -> None:
+    """Exactly one open period around the latest event, else the nearest the window touches, else a reason."""
+    placed = RULES.place(terms(), W, latest_ms, periods, None)
+    if isinstance(found, HoldReason):
+        assert placed == found
+    else:
+        assert placed == Placement(W, found)
+
+
+def test_kinds_that_do_not_add_up_belong_to_their_period() -> None:
+    """Their chain's scope is the period, and a pinned one keeps its period past the edge."""
+    biggest = terms(MetricKind.MAX)
+    assert RULES.place(biggest, W, LATEST, [BEFORE, AFTER], None) == Placement(BEFORE.start_ms, LATEST)
+    kept = RULES.place(biggest, W, W + HOUR - 1, [BEFORE, AFTER], BEFORE.start_ms)
+    assert kept == Placement(BEFORE.start_ms, BEFORE.end_ms - 1)
+
+
+def test_a_slot_combines_by_its_metric() -> None:
+    """Add, max, min, and the last by (time, partition, offset)."""
+    found = {kind: RULES.combine_slot(kind, rows(3, 9, 5)) for kind in MetricKind}
+    assert found == {
+        MetricKind.COUNT: 17,
+        MetricKind.SUM: 17,
+        MetricKind.MAX: 9,
+        MetricKind.MIN: 3,
+        MetricKind.LATEST: 5,
+        MetricKind.UNIQUE: 17,
+    }
+
+
+def _next(
+    chain: Chain, total: str | int, kind: MetricKind = MetricKind.COUNT, send: str = "live", stamp: int = W
+) -> NextLink | Hold | None:
+    return RULES.next_link(terms(kind, send), chain, Decimal(total), stamp, NOW)
+
+
+def test_the_next_link_brings_the_chain_to_its_total() -> None:
+    """From the last `to` to what is counted now; nothing when nothing is missing."""
+    assert _next(Chain(), 5) == NextLink(Decimal(5), PostingMode.DELTA, W)
+    assert _next(Chain(2, Decimal(5)), 9) == NextLink(Decimal(9), PostingMode.DELTA, W)
+    assert _next(Chain(2, Decimal(5)), 5) is None
+    assert _next(Chain(), 5, send="dry_run") == NextLink(Decimal(5), PostingMode.DRY_RUN, W)
+
+
+def test_what_cannot_be_posted_is_held_with_its_reason() -> None:
+    """In flight before all else; negative unless the kind may fall; too old; dry windows of a live meter."""
+    assert _next(Chain(1, Decimal(3), unsettled=True), 9) == Hold(HoldReason.IN_FLIGHT, Decimal(6))
+    assert _next(Chain(1, Decimal(9)), 3) == Hold(HoldReason.NEGATIVE, Decimal(-6))
+    assert _next(Chain(1, Decimal(9)), 3, MetricKind.LATEST) == NextLink(Decimal(3), PostingMode.DELTA, W)
+    assert _next(Chain(), 3, stamp=NOW - 35 * DAY) == Hold(HoldReason.TOO_OLD, Decimal(3))
+    dry = Chain(1, Decimal(4), has_dry_run=True, dry_run_quantity=Decimal(4))
+    assert _next(dry, 6) == Hold(HoldReason.DRY_RUN, Decimal(6))
+    assert _next(dry, 6, send="dry_run") == NextLink(Decimal(6), PostingMode.DRY_RUN, W)
+
+
+def test_void_links_are_taken_back_before_anything_is_posted() -> None:
+    """One reversal for all of them, naming them."""
+    chain = Chain(3, Decimal(20), voids=(VoidLink(1, Decimal(5)), VoidLink(3, Decimal(7))))
+    link = _next(chain, 20)
+    assert link == NextLink(Decimal(8), PostingMode.REVERSAL, W, reverses=(1, 3), more=True)
+    body = RULES.compose(terms(), "cus_1", "k", 4, Decimal(20), link)["body"]
+    assert json.loads(str(body)) == {"reverses": [1, 3]}
+
+
+def test_a_quantity_of_too_many_digits_goes_in_steps_that_sum_to_it() -> None:
+    """Each step has at most 15 significant digits; nothing is rounded away."""
+    total = Decimal("98765432109876.123456789")
+    chain, steps = Chain(), []
+    while (link := _next(chain, str(total))) is not None:
+        assert isinstance(link, NextLink)
+        step = link.quantity_to - chain.last_to
+        assert len(step.normalize().as_tuple().digits) <= 15
+        steps.append(step)
+        chain = Chain(chain.last_seq + 1, link.quantity_to)
+        assert link.more == (link.quantity_to != total)
+    assert sum(steps) == total
+    assert len(steps) == 2
+
+
+def test_the_body_is_fixed_by_the_link() -> None:
+    """Equal links make equal bytes; another sequence number makes another identifier; text, no exponent."""
+    link = NextLink(Decimal("1E+3"), PostingMode.DELTA, W + 1999)
+    first = RULES.compose(terms(), "cus_1", "k", 1, Decimal(0), link)
+    assert first == RULES.compose(terms(), "cus_1", "k", 1, Decimal(0), link)
+    body = json.loads(str(first["body"]))
+    assert body["payload"] == {"stripe_customer_id": "cus_1", "value": "1000"}
+    assert body["timestamp"] == first["timestamp_s"] == (W + 1999) // 1000
+    assert body["identifier"] == first["identifier"]
+    assert RULES.compose(terms(), "cus_1", "k", 2, Decimal(0), link)["identifier"] != first["identifier"]
+    assert len(str(first["identifier"])) <= 100
+
+
+def test_a_refusal_that_would_repeat_parks_the_next_link() -> None:
+    """The code of the refused posting decides."""
+    parked = _next(Chain(2, rejected_code="meter_event_customer_not_found"), 5)
+    again = _next(Chain(2, rejected_code="timestamp_in_future"), 5)
+    assert isinstance(parked, NextLink)
+    assert isinstance(again, NextLink)
+    assert parked.park_reason is not None
+    assert again.park_reason is None
+
+
+def test_the_cadence_stretches_to_the_rate() -> None:
+    """As long as sending takes and a quarter more; never less than the cadence."""
+    assert stretch_cadence(60, 100, 20) == 60
+    assert stretch_cadence(60, 8000, 80) == 125
