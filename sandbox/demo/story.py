@@ -69,9 +69,11 @@ def tell(story: Story, parts: Parts, *, linger: Callable[[Stack, str], None] | N
         capture=CAPTURE,
         extra=BRISK,
     )
-    with Stack(settings) as stack:
-        shop = Shop(parts.stripe.base_url, settings.stripe_key)
-        control = StandInControl(parts.stripe.base_url)
+    with (
+        Stack(settings) as stack,
+        Shop(parts.stripe.base_url, settings.stripe_key) as shop,
+        StandInControl(parts.stripe.base_url) as control,
+    ):
         control.set_clock(yesterday_s(int(time.time())))
         secret = shop.register_webhooks(f"{stack.url('webhooks')}/stripe/webhooks")
         stack.configure("webhooks", TOLLGATE_STRIPE__WEBHOOK_SECRETS=secret)
@@ -81,7 +83,6 @@ def tell(story: Story, parts: Parts, *, linger: Callable[[Stack, str], None] | N
         stack.start("webhooks", "ingest", "meter", "stripe_sync")
         console.print("Services  " + ", ".join(f"{n} {stack.url(n)}" for n in stack.ports))
         cast = hire_cast(shop)
-        shop.close()
         control.real_time()
         console.print("Customers " + ", ".join(f"{s.name} {s.customer}" for s in cast.shoppers))
         history = story.directory / "history.jsonl"

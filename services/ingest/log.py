@@ -35,8 +35,6 @@ _STOP_SECONDS = 5.0
 _READY_AFTER_SECONDS = 2 * TICK_INTERVAL_SECONDS
 _log = structlog.get_logger(__name__)
 
-Headers = Sequence[tuple[str, bytes]]
-
 
 class Producer(Protocol):
     """The part of aiokafka's producer used here."""
@@ -45,15 +43,7 @@ class Producer(Protocol):
 
     async def stop(self) -> None: ...
 
-    async def send(
-        self,
-        topic: str,
-        value: bytes,
-        key: bytes | None = None,
-        partition: int | None = None,
-        timestamp_ms: int | None = None,
-        headers: Headers | None = None,
-    ) -> Awaitable[Any]: ...
+    async def send(self, topic: str, value: bytes, **more: Any) -> Awaitable[Any]: ...
 
 
 class EventLog:

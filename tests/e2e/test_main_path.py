@@ -78,9 +78,11 @@ def run_main_path(
             capture=CAPTURE,
             extra=BRISK,
         )
-        with Stack(settings) as stack:
-            shop = Shop(stand_in.base_url, settings.stripe_key)
-            control = StandInControl(stand_in.base_url)
+        with (
+            Stack(settings) as stack,
+            Shop(stand_in.base_url, settings.stripe_key) as shop,
+            StandInControl(stand_in.base_url) as control,
+        ):
             control.set_clock(yesterday_s(int(time.time())))
             secret = shop.register_webhooks(f"{stack.url('webhooks')}/stripe/webhooks")
             stack.configure("webhooks", TOLLGATE_STRIPE__WEBHOOK_SECRETS=secret)
@@ -192,7 +194,7 @@ def _assert_everything_agrees(stack: Stack, control: StandInControl, ledger_url:
     assert _stripe_totals(control) == expected_stripe
     assert verify_ledger(engine) == []
     engine.dispose()
-    stack.tollgate("verify", "--refold", timeout_seconds=240)
+    stack.tollgate("verify", timeout_seconds=240)
 
 
 def _ledger_usage(engine: Engine) -> Mapping[tuple[str, str, int], Decimal]:

@@ -26,9 +26,10 @@ class MemoryConsumer(LedgerConsumer, consumer.Consumer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.log_in_memory: MemoryLog = self.transport.log
-        self.topic: str = self.transport.topic
-        self.transport.made = self
+        transport: Any = self.transport
+        self.log_in_memory: MemoryLog = transport.log
+        self.topic: str = transport.topic
+        transport.made = self
         self.subscribed = asyncio.Event()
         self.at: dict[TP, int] = {}
         self.seeks: list[tuple[int, int]] = []

@@ -33,7 +33,7 @@ from tollgate.metering.meter import Meter, Metric, MetricKind, WindowSize
 from tollgate.runtime.kafka import TopicSpec, cluster_id, create_topics, new_producer
 
 ROOT = Path(__file__).resolve().parents[2]
-SESSION_SECONDS = 4.0
+SESSION_SECONDS = 3.0
 CALLS = Meter("calls", "status < 500", Metric(MetricKind.COUNT, None), WindowSize.HOUR, (), None)
 
 

@@ -7,7 +7,7 @@ import random
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -92,7 +92,7 @@ class FaustRig:
             assignment=self.assignment,
             on_revoked=self._hand_over,
             on_assigned=self.assignment.assign,
-            transport=partial(self._make_transport),
+            transport=self._make_transport,
         )
         self.assignment.connect(self.pipeline, self.worker)
         self.group_commit = GroupCommit(
@@ -106,8 +106,8 @@ class FaustRig:
         self._sent = 0
         self.expected = 0
 
-    def _make_transport(self, *args: object) -> MemoryTransport:
-        self.transport = MemoryTransport(*args, log=self.log, topic=TOPIC)  # type: ignore[arg-type]
+    def _make_transport(self, url: list[Any], app: Any, loop: asyncio.AbstractEventLoop) -> MemoryTransport:
+        self.transport = MemoryTransport(url, app, loop, self.log, TOPIC)
         return self.transport
 
     async def _hand_over(self) -> None:

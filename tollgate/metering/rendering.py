@@ -85,7 +85,9 @@ class Writer:
         if isinstance(node, exp.Is):
             if isinstance(node.expression, exp.Null):
                 return f"{self._any(node.this)} IS NULL"
-            return f"{self.truth(node.this, True)} IS {'TRUE' if node.expression.this else 'FALSE'}"
+            # Polars answers NULL to `NULL IS TRUE`; SQL answers FALSE.
+            inner = self.truth(node.this, True)
+            return f"COALESCE({inner if node.expression.this else f'(NOT {inner})'}, FALSE)"
         if isinstance(node, exp.Like):
             return f"{self.text(node.this)} LIKE {_text_literal(node.expression.name)}"
         if isinstance(node, exp.ILike):

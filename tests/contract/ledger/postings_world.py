@@ -115,7 +115,7 @@ class World:
         """The meter has committed a flush after which this usage row stands at `quantity`."""
         self.offset += 1
         start_ms = T0 + window * HOUR_MS
-        row = {
+        row: dict[str, object] = {
             "partition": partition,
             "meter_id": meter_id,
             "window_start_ms": start_ms,

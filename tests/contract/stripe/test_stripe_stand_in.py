@@ -1,5 +1,9 @@
 """What only the stand-in does: faults on demand, legacy usage records, and surviving SIGKILL."""
 
+import contextlib
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import stripe
 
@@ -108,6 +112,33 @@ def test_everything_answered_survives_sigkill(stand_in: StripeStandIn) -> None:
         assert [row["quantity"] for row in before] == ["5"]
         assert control.now_seconds() >= now
         assert [rule["kind"] for rule in control.faults()] == ["conflict_409"]
+
+
+def test_sigkill_in_full_flow_loses_nothing_answered(stand_in: StripeStandIn) -> None:
+    """Events answered with 200 up to the moment of death are all there afterwards, each once."""
+    target = Target(client_of(stand_in), lambda: int(time.time()), 5)
+    meter, customers = target.meter(), [target.customer() for _ in range(4)]
+    answered: list[str] = []
+
+    def send_until_it_dies(customer: str) -> None:
+        with contextlib.suppress(stripe.APIConnectionError):
+            while True:
+                answered.append(target.send(meter, customer, 1).identifier)
+
+    with ThreadPoolExecutor(len(customers)) as pool:
+        sending = [pool.submit(send_until_it_dies, customer) for customer in customers]
+        assert target.eventually(lambda: len(answered) > 100)
+        stand_in.kill()
+        for sender in sending:
+            sender.result()
+    stand_in.restart()
+    with stand_in.control as control:
+        stored = [event["identifier"] for event in control.meter_events()]
+        assert sum(int(row["quantity"]) for row in control.totals()) == len(stored)
+    assert len(stored) == len(set(stored))
+    # One call of each sender may have had its effect without its answer.
+    assert set(answered) <= set(stored)
+    assert len(stored) - len(answered) <= len(customers)
 
 
 def _legacy_item(target: Target) -> tuple[str, int, int]:

@@ -19,7 +19,7 @@ from services.meter.pipeline import Fenced, FlushPolicy, Pipeline
 from tests.fakes.book import MemoryBook
 from tests.fakes.events import TIME_MS, Call, batch_of
 from tests.fakes.log import MemoryDeadLetters, MemoryLog
-from tollgate.ledger.errors import CommitUnknown, LedgerUnavailable
+from tollgate.ledger.errors import CommitUnknown, LedgerUnavailable, MetersChanged
 from tollgate.metering.meter import Meter, MeterSet, MeterVersion, Metric, MetricKind, WindowSize
 from tollgate.metering.outcome import TimeRules
 from tollgate.runtime.backoff import Backoff
@@ -446,3 +446,28 @@ async def test_a_death_at_any_step_counts_once(point: FaultPoint) -> None:
         await heir.pipeline.drain()
     progress = bench.book.progress([0])[0]
     assert (progress.received, progress.counted, progress.duplicate) == (4, 3, 1)
+
+
+async def test_a_flush_folded_in_time_behind_a_stale_one_is_folded_again() -> None:
+    """The second flush learns of the new meters first; folding the first again takes its staged ids away with it."""
+    async with running(Bench()) as bench:
+
+        def change() -> None:
+            bench.book.before_commit = None
+            bench.book.apply(meter_set(2))
+            bench.book.unavailable = LedgerUnavailable("away just after")
+            raise MetersChanged(2)
+
+        bench.book.before_commit = change
+        bench.send(0, Call("a"))
+        await bench.turns()
+        bench.send(0, Call("a"), Call("b"))
+        await bench.advance(1.1)
+        bench.book.unavailable = None
+        await bench.advance(1.05)
+        await bench.advance(2.0)
+        await bench.pipeline.drain()
+        bench.send(0, Call("b"))
+        await bench.pipeline.drain()
+        at = bench.book.progress([0])[0]
+        assert (at.received, at.counted, at.duplicate) == (4, 2, 2)

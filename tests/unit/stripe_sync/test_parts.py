@@ -114,7 +114,7 @@ def test_the_journal_keeps_a_posting_whole() -> None:
 
 
 def _caused(cause: Exception) -> stripe.StripeError:
-    error = stripe.APIConnectionError("Unexpected\n\n(Network error)", should_retry=True)
+    error = stripe.APIConnectionError("Unexpected\n\n(Network error)", should_retry=True)  # type: ignore[no-untyped-call]
     error.__cause__ = cause
     return error
 
@@ -140,7 +140,8 @@ def test_an_error_bodys_code_is_read_where_the_client_hides_it() -> None:
     found = translate(error)
     assert isinstance(found, Transient)
     assert found.row.situation is Situation.LOCK_TIMEOUT
-    assert isinstance(translate(stripe.InvalidRequestError("no", None, None, None, 400, {})), Permanent)
+    refused = stripe.InvalidRequestError("no", None, None, None, 400, {})  # type: ignore[no-untyped-call]
+    assert isinstance(translate(refused), Permanent)
 
 
 def test_a_replayed_answer_is_recognised() -> None:
