@@ -55,6 +55,7 @@ BRISK = {
     "TOLLGATE_SYNC__RETRY_INITIAL_SECONDS": "0.2",
     "TOLLGATE_GROUP__SESSION_TIMEOUT_SECONDS": "6",
     "TOLLGATE_GROUP__HEARTBEAT_SECONDS": "1.5",
+    "TOLLGATE_TOKENS_REFRESH_SECONDS": "1",
     "TOLLGATE_LOG__FORMAT": "json",
 }
 """More environment for those who watch, or test: seconds instead of minutes until the next step, and after a kill."""

@@ -37,6 +37,7 @@ def create(source: str, scopes: tuple[str, ...]) -> None:
     engine = open_ledger(settings.ledger.url.get_secret_value())
     try:
         click.echo(create_source(engine, source, scopes, SystemClock().now_ms()))
+        click.echo("Shown this once. A running ingest takes it within seconds.", err=True)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
 

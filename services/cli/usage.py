@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -85,6 +86,7 @@ def usage(
         accounts = [name for name, payer in payers.items() if payer == customer and account in (None, name)]
     by: list[Grouping] = [name for name in ("account", "window", "dimensions") if name in groups]
     chosen: dict[str, Any] = {"meter": meter, "from_ms": from_ms, "to_ms": to_ms}
+    found: Iterable[tuple[str | None, UsageTotal]]
     if "customer" in groups:
         found = _by_customer(engine, payers, by, accounts, chosen)
     else:
@@ -102,18 +104,22 @@ def _posted_meters(engine: Engine) -> set[str]:
     }
 
 
+_CustomerKey = tuple[str, str, MetricKind, str | None, int | None, str | None]
+"""(customer, meter, kind, account, window start, dimensions)."""
+
+
 def _by_customer(
     engine: Engine,
     payers: Mapping[str, str],
     by: list[Grouping],
     accounts: list[str] | None,
     chosen: Mapping[str, Any],
-) -> Iterator[tuple[str, UsageTotal]]:
+) -> Iterator[tuple[str | None, UsageTotal]]:
     """Totals per customer: per account in one query, then combined; latest and unique are asked for anew per customer
     of several accounts, since their parts do not add.
     """
     split: list[Grouping] = ["account", *(group for group in by if group != "account")]
-    combined: dict[tuple[object, ...], UsageTotal] = {}
+    combined: dict[_CustomerKey, UsageTotal] = {}
     again: dict[str, set[str]] = defaultdict(set)
     for total in usage_totals(engine, by=split, accounts=accounts, **chosen):
         assert total.account is not None
@@ -121,7 +127,14 @@ def _by_customer(
         if "account" not in by:
             again[payer].add(total.account)
             total = replace(total, account=None)
-        key = (payer, total.meter, total.kind, total.account, total.window_start_ms, total.dimensions)
+        key: _CustomerKey = (
+            payer,
+            total.meter,
+            total.kind,
+            total.account,
+            total.window_start_ms,
+            total.dimensions,
+        )
         combined[key] = _combine(combined[key], total) if key in combined else total
     for payer, members in again.items():
         if len(members) > 1:
@@ -130,14 +143,16 @@ def _by_customer(
                     key = (payer, total.meter, total.kind, None, total.window_start_ms, total.dimensions)
                     combined[key] = total
     for key in sorted(combined, key=str):
-        yield str(key[0]), combined[key]
+        yield key[0], combined[key]
 
 
 def _combine(one: UsageTotal, other: UsageTotal) -> UsageTotal:
-    pick = {MetricKind.MAX: max, MetricKind.MIN: min}.get(one.kind, lambda left, right: left + right)
+    pick: Callable[[Decimal, Decimal], Decimal] = {MetricKind.MAX: max, MetricKind.MIN: min}.get(
+        one.kind, operator.add
+    )
     # Nothing valued: its quantity of 0 is no minimum.
     quantities = [total.quantity for total in (one, other) if total.events]
-    quantity: Decimal = pick(*quantities) if len(quantities) == 2 else sum(quantities, Decimal(0))
+    quantity = pick(quantities[0], quantities[1]) if len(quantities) == 2 else sum(quantities, Decimal(0))
     return replace(
         one,
         quantity=quantity,

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-import xxhash
+from tollgate.contracts.events import record_fingerprint
 
 RECORD_OVERHEAD_BYTES = 1024
 """What a waiting record costs beside its value (objects, headers), so that many tiny records are bounded too."""
@@ -29,11 +29,6 @@ class LogRecord:
     def size_bytes(self) -> int:
         """What holding it counts against the intake's bound."""
         return len(self.value) + RECORD_OVERHEAD_BYTES
-
-
-def record_fingerprint(offset: int, value: bytes) -> str:
-    """What the ledger keeps of the record before `next_offset`: recognises that record, and no other log's."""
-    return f"{offset}:{xxhash.xxh3_64_hexdigest(value)}"
 
 
 class Arrival(Enum):

@@ -12,8 +12,8 @@ from enum import StrEnum
 
 import numpy as np
 
-from services.meter.intake import record_fingerprint
 from services.meter.log import LogBounds
+from tollgate.contracts.events import record_fingerprint
 from tollgate.metering.seen import SeenIds
 
 

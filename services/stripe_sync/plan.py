@@ -69,6 +69,10 @@ class Rules:
 
     def combine_slot(self, kind: MetricKind, rows: Sequence[UsageRow]) -> Decimal:
         """A slot's quantity over its dimensions. `unique` over several is an upper bound, shown and never posted."""
+        if kind not in ADDITIVE:
+            rows = [row for row in rows if row.events]
+            if not rows:
+                return Decimal(0)
         if kind is MetricKind.LATEST:
             return max(rows, key=lambda row: (row.order_ms, row.partition, row.order_offset)).quantity
         if kind is MetricKind.MAX:

@@ -55,7 +55,11 @@ def numbers(draw: st.DrawFn, depth: int = 2) -> str:
 @st.composite
 def tests(draw: st.DrawFn) -> str:
     """One test of a column."""
-    kind = draw(st.sampled_from(["text", "number", "in", "in_number", "between", "null", "like", "regex", "weak", "starts"]))
+    kind = draw(
+        st.sampled_from(
+            ["text", "number", "in", "in_number", "between", "null", "like", "regex", "weak", "starts"]
+        )
+    )
     comparison = draw(st.sampled_from(["=", "<>", "<", "<=", ">", ">=", "IS DISTINCT FROM"]))
     negated = draw(st.sampled_from(["", "NOT "]))
     if kind == "text":
@@ -77,7 +81,9 @@ def tests(draw: st.DrawFn) -> str:
         return f"{draw(texts())} ~ '{draw(st.sampled_from(_REGEXES))}'"
     if kind == "starts":
         return f"{draw(st.sampled_from(['STARTS_WITH', 'ENDS_WITH']))}({draw(texts())}, {draw(words)})"
-    return draw(st.sampled_from(["id_weak", "id_weak = FALSE", "id_weak IS TRUE", "(status > 5) IS NOT TRUE"]))
+    return draw(
+        st.sampled_from(["id_weak", "id_weak = FALSE", "id_weak IS TRUE", "(status > 5) IS NOT TRUE"])
+    )
 
 
 @st.composite
@@ -94,21 +100,43 @@ def conditions(draw: st.DrawFn, depth: int = 2) -> str:
 
 
 _texts = st.one_of(
-    st.none(), st.sampled_from(["/v1/chat", "GET", "a", "A", "gold", "it's", "", "a\nb", "axb", "ß", "SS", "x%", "5"])
+    st.none(),
+    st.sampled_from(["/v1/chat", "GET", "a", "A", "gold", "it's", "", "a\nb", "axb", "ß", "SS", "x%", "5"]),
 )
 _property_texts = st.one_of(
     _texts,
     st.sampled_from(
-        ["0", "7", "12.5", "-3", "+4", "1e3", "NaN", "inf", " 1", "1 ", "1\n", "1.", ".5", "00012", "1_000", "٣"]
+        [
+            "0",
+            "7",
+            "12.5",
+            "-3",
+            "+4",
+            "1e3",
+            "NaN",
+            "inf",
+            " 1",
+            "1 ",
+            "1\n",
+            "1.",
+            ".5",
+            "00012",
+            "1_000",
+            "٣",
+        ]
     ),
-    st.sampled_from(["1.123456789", "1.1234567891", "1.12345", "1000000000000", "1000000000001", "9" * 19, "9" * 40]),
+    st.sampled_from(
+        ["1.123456789", "1.1234567891", "1.12345", "1000000000000", "1000000000001", "9" * 19, "9" * 40]
+    ),
     st.decimals(allow_nan=False, allow_infinity=False, places=4, min_value=-10, max_value=10**6).map(str),
 )
 
 
 def _integers(bits: int) -> st.SearchStrategy[int | None]:
     return st.one_of(
-        st.none(), st.integers(-3, 600), st.sampled_from([-(2 ** (bits - 1)), 2 ** (bits - 1) - 1, 2 ** (bits // 2)])
+        st.none(),
+        st.integers(-3, 600),
+        st.sampled_from([-(2 ** (bits - 1)), 2 ** (bits - 1) - 1, 2 ** (bits // 2)]),
     )
 
 
@@ -126,7 +154,9 @@ def events(draw: st.DrawFn, id_hash: int) -> Row:
         status=draw(_integers(16)),
         latency_ms=draw(_integers(64)),
         request_bytes=draw(_integers(64)),
-        weight=draw(st.one_of(st.integers(-2, 5), st.sampled_from([10**12, 10**12 + 1, -(2**63), 2**63 - 1]))),
+        weight=draw(
+            st.one_of(st.integers(-2, 5), st.sampled_from([10**12, 10**12 + 1, -(2**63), 2**63 - 1]))
+        ),
         id_weak=draw(st.booleans()),
         properties=properties,
     )

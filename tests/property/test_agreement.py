@@ -32,7 +32,12 @@ def meters() -> st.SearchStrategy[Meter]:
     """Any meter."""
     dimensions = st.sampled_from([(), ("properties.model",), ("status", "route"), ("id_weak",)])
     return st.builds(
-        Meter, st.just("m"), st.one_of(st.none(), conditions()), metrics(), st.sampled_from(WindowSize), dimensions
+        Meter,
+        st.just("m"),
+        st.one_of(st.none(), conditions()),
+        metrics(),
+        st.sampled_from(WindowSize),
+        dimensions,
     )
 
 
@@ -60,7 +65,9 @@ def both_ways(
     folded = fold(log, {0: SeenIds()}, CompiledMeters.compile(chosen), RULES)
     totals = usage_totals(folded.usage)
     for value in folded.distinct.to_dicts():
-        key = tuple(value[name] for name in ("partition", "meter_id", "window_start_ms", "account", "dimensions"))
+        key = tuple(
+            value[name] for name in ("partition", "meter_id", "window_start_ms", "account", "dimensions")
+        )
         quantity, counted, unvalued = totals[key]
         totals[key] = (quantity + 1, counted, unvalued)
     logged = [
@@ -75,12 +82,12 @@ def both_ways(
     ]
     counted_again = recount(logged, chosen, RULES)
     assert counted_again.outcomes[0] == folded.partitions[0].outcomes
-    expected = {
-        key: (held.quantity, held.events, held.unvalued) for key, held in counted_again.usage.items()
-    }
+    expected = {key: (held.quantity, held.events, held.unvalued) for key, held in counted_again.usage.items()}
     latest = {key: held.latest_event_ms for key, held in counted_again.usage.items()}
     for row in folded.usage.to_dicts():
-        key = tuple(row[name] for name in ("partition", "meter_id", "window_start_ms", "account", "dimensions"))
+        key = tuple(
+            row[name] for name in ("partition", "meter_id", "window_start_ms", "account", "dimensions")
+        )
         assert row["latest_event_ms"] == latest[key]
     return totals, expected
 

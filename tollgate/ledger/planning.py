@@ -580,7 +580,11 @@ class _Planner:
                 # The latest of all rows, whichever account and window it came from.
                 totals[key] = self._rules.combine_slot(kind, [r for rows in slots.values() for r in rows])
             else:
-                quantities = [self._rules.combine_slot(kind, rows) for _, rows in sorted(slots.items())]
+                quantities = [
+                    self._rules.combine_slot(kind, rows)
+                    for _, rows in sorted(slots.items())
+                    if any(row.events for row in rows)
+                ]
                 totals[key] = self._rules.combine_chain(kind, quantities)
         planned_from = {key: {p: self._offsets.get(p, 0) for p in sorted(partitions[key])} for key in chains}
         return totals, planned_from
@@ -710,7 +714,9 @@ def _chain(rows: Sequence[Any]) -> Chain:
 
 
 def _usage_row(row: Any) -> UsageRow:
-    return UsageRow(row.partition, row.quantity, row.latest_event_ms, row.order_ms, row.order_offset)
+    return UsageRow(
+        row.partition, row.quantity, row.latest_event_ms, row.order_ms, row.order_offset, row.events
+    )
 
 
 def _is_slot(table: Any, slots: Sequence[Slot]) -> Any:

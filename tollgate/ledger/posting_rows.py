@@ -107,6 +107,8 @@ class UsageRow:
     latest_event_ms: int
     order_ms: int
     order_offset: int
+    events: int = 1
+    """Events that gave it a value; with none, its quantity is nobody's maximum, minimum or latest."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,7 +139,7 @@ class World:
             )
 
     def customer(self, customer_id: str, *accounts: str, deleted: bool = False) -> None:
-        row = {
+        row: dict[str, object] = {
             "customer_id": customer_id,
             "email": None,
             "name": None,

@@ -130,9 +130,17 @@ def test_a_log_that_lost_its_tail_is_found(ledger: Engine) -> None:
 
 
 @pytest.fixture
-def world(ledger_url: str) -> Iterator[World]:
-    """Usage of a live meter, posted and delivered, for two customers."""
+def empty_world(ledger_url: str) -> Iterator[World]:
+    """A ledger that posts, without a meter."""
     made = World.make(ledger_url)
+    yield made
+    made.engine.dispose()
+
+
+@pytest.fixture
+def world(empty_world: World) -> World:
+    """Usage of a live meter, posted and delivered, for two customers."""
+    made = empty_world
     meter = made.meter()
     for account, customer in (("user:a", "cus_a"), ("user:b", "cus_b")):
         made.customer(customer, account)
@@ -142,8 +150,7 @@ def world(ledger_url: str) -> Iterator[World]:
     made.settle_all()
     made.use(meter, "user:a", 9)
     made.settle_all()
-    yield made
-    made.engine.dispose()
+    return made
 
 
 def _postings_law(world: World) -> list[Law]:
@@ -218,7 +225,7 @@ def test_kinds_that_do_not_add_up_obey_the_law(
     ledger_url: str, metric: object, first: int, second: int
 ) -> None:
     """One chain a period over windows and accounts, combined as the kind says."""
-    world = World.make(ledger_url)
+    world = empty_world
     meter = world.meter(metric=metric)
     world.customer("cus_a", "user:a", "user:b")
     world.period("cus_a")
@@ -231,12 +238,11 @@ def test_kinds_that_do_not_add_up_obey_the_law(
     assert len(world.postings()) == 2
     _change(world.engine, update(usage).values(quantity=Decimal(77)))
     assert _postings_law(world) == [Law.UNPOSTED]
-    world.engine.dispose()
 
 
-def test_a_unique_meter_obeys_the_law(ledger_url: str) -> None:
+def test_a_unique_meter_obeys_the_law(empty_world: World) -> None:
     """Values met in two windows count once."""
-    world = World.make(ledger_url)
+    world = empty_world
     meter = world.meter(metric={"unique": "client_ip"})
     world.customer("cus_a", "user:a")
     world.period("cus_a")
@@ -252,12 +258,11 @@ def test_a_unique_meter_obeys_the_law(ledger_url: str) -> None:
             )
         )
     assert _postings_law(world) == [Law.UNPOSTED]
-    world.engine.dispose()
 
 
-def test_usage_of_a_meter_that_is_off_is_not_due(ledger_url: str) -> None:
+def test_usage_of_a_meter_that_is_off_is_not_due(empty_world: World) -> None:
     """Counted and not sent: nothing is missing; when it is switched on, only what was walked over is due."""
-    world = World.make(ledger_url)
+    world = empty_world
     meter = world.meter(send="off")
     world.customer("cus_a", "user:a")
     world.period("cus_a")

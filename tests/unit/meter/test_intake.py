@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from services.meter.intake import RECORD_OVERHEAD_BYTES, Arrival, Intake, LogRecord, record_fingerprint
+from services.meter.intake import RECORD_OVERHEAD_BYTES, Arrival, Intake, LogRecord
+from tollgate.contracts.events import record_fingerprint
 
 
 def _record(offset: int, value: bytes = b"x", partition: int = 0) -> LogRecord:

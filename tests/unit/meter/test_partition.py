@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from services.meter.intake import record_fingerprint
 from services.meter.log import LogBounds
 from services.meter.partition import (
     AssignedPartition,
@@ -15,6 +14,7 @@ from services.meter.partition import (
     needs_predecessor,
     rebuild_seen,
 )
+from tollgate.contracts.events import record_fingerprint
 from tollgate.metering.seen import SeenIds
 
 COUNTED = record_fingerprint(9, b"counted")

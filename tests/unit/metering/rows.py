@@ -43,7 +43,8 @@ def batch(rows: Sequence[Mapping[str, Any]], properties: Iterable[str] = ()) -> 
     """The rows as a record batch that captures `properties`."""
     schema = event_schema(properties)
     return pa.RecordBatch.from_arrays(
-        [pa.array([event.get(column.name) for event in rows], column.type) for column in schema], schema=schema
+        [pa.array([event.get(column.name) for event in rows], column.type) for column in schema],
+        schema=schema,
     )
 
 

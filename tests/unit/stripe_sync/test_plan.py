@@ -125,6 +125,14 @@ def test_a_slot_combines_by_its_metric() -> None:
     }
 
 
+def test_a_row_without_a_valued_event_is_no_minimum() -> None:
+    """Its zero stands for nothing; a slot of such rows alone has no quantity."""
+    unvalued = UsageRow(0, Decimal(0), W, 99, 99, events=0)
+    for kind, value in ((MetricKind.MIN, 3), (MetricKind.LATEST, 5), (MetricKind.MAX, 9)):
+        assert RULES.combine_slot(kind, [*rows(3, 9, 5), unvalued]) == value
+        assert RULES.combine_slot(kind, [unvalued]) == 0
+
+
 def _next(
     chain: Chain, total: str | int, kind: MetricKind = MetricKind.COUNT, send: str = "live", stamp: int = W
 ) -> NextLink | Hold | None:
