@@ -6,6 +6,7 @@ would ask it. What docker itself adds (image, volumes, capabilities) is not test
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import re
@@ -13,8 +14,10 @@ import shlex
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +88,9 @@ def test_each_service_starts_as_composed_and_its_healthcheck_passes(
     compose: dict[str, Any], kafka_settings: BrokerSettings, postgres_url: str, tmp_path: Path
 ) -> None:
     """init ends with 0; ingest, meter, stripe-sync and webhooks become healthy and end with 0 on SIGTERM."""
-    account = _nobody()
-    if account is not None:
-        os.chown(tmp_path, account.uid, account.gid)
+    runner = _unprivileged()
+    if runner.account is not None:
+        os.chown(tmp_path, runner.account.uid, runner.account.gid)
         for parent in tmp_path.parents[:3]:
             parent.chmod(0o755)
     with StripeStandIn.start(tmp_path / "stripe.sqlite3") as stripe:
@@ -105,10 +108,10 @@ def test_each_service_starts_as_composed_and_its_healthcheck_passes(
             for name in children
         }
         try:
-            _start(children["init"], compose["services"]["init"], environments["init"], tmp_path, account)
+            _start(children["init"], compose["services"]["init"], environments["init"], tmp_path, runner)
             assert _wait_for_exit(children["init"]) == 0, children["init"].tail()
             for name in OURS:
-                _start(children[name], compose["services"][name], environments[name], tmp_path, account)
+                _start(children[name], compose["services"][name], environments[name], tmp_path, runner)
             for name in OURS:
                 _wait_healthy(children[name], compose["services"][name], ports[name])
         finally:
@@ -116,12 +119,46 @@ def test_each_service_starts_as_composed_and_its_healthcheck_passes(
     assert codes == dict.fromkeys(OURS, 0), {n: children[n].tail() for n, c in codes.items() if c}
 
 
-def _nobody() -> Account | None:
-    """Somebody who is not root, when this runs as root."""
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """An interpreter that can run the services, and as whom."""
+
+    python: str
+    account: Account | None
+    """None: as whoever runs the tests."""
+
+
+def _unprivileged() -> Runner:
+    """As somebody who is not root, where an interpreter of our version lies where others may reach it.
+
+    A virtual environment may point at a Python in root's home, which nobody else can execute; the system's own Python
+    of the same version then takes its place. Where there is none either, the services run as who runs the tests.
+    """
+    own = Runner(sys.executable, None)
     if os.getuid() != 0:
-        return None
+        return own
     entry = pwd.getpwnam("nobody")
-    return Account(entry.pw_uid, entry.pw_gid)
+    account = Account(entry.pw_uid, entry.pw_gid)
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    for python in (sys.executable, f"/usr/bin/{version}", f"/usr/local/bin/{version}"):
+        with contextlib.suppress(OSError):
+            tried = subprocess.run(
+                [python, "-c", "import numpy, services.cli"],
+                env={"PYTHONPATH": _python_path(), "PATH": os.environ["PATH"]},
+                user=account.uid,
+                group=account.gid,
+                extra_groups=[],
+                cwd="/",
+                capture_output=True,
+                check=False,
+            )
+            if tried.returncode == 0:
+                return Runner(python, account)
+    return own
+
+
+def _python_path() -> str:
+    return os.pathsep.join([str(ROOT), sysconfig.get_path("platlib"), sysconfig.get_path("purelib")])
 
 
 def _environment(
@@ -142,7 +179,7 @@ def _environment(
     environment["TOLLGATE_HTTP__HOST"] = "127.0.0.1"
     if port is not None:
         environment["TOLLGATE_HTTP__PORT"] = str(port)
-    return environment | {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "PYTHONPATH": str(ROOT)}
+    return environment | {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "PYTHONPATH": _python_path()}
 
 
 def _start(
@@ -150,14 +187,14 @@ def _start(
     service: Mapping[str, Any],
     environment: Mapping[str, str],
     place: Path,
-    account: Account | None,
+    runner: Runner,
 ) -> None:
     # The image's entrypoint is the `tollgate` script.
     child.start(
-        [sys.executable, "-m", "services.cli", *service["command"]],
+        [runner.python, "-m", "services.cli", *service["command"]],
         cwd=place,
         env=environment,
-        account=account,
+        account=runner.account,
     )
 
 

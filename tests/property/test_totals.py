@@ -180,12 +180,7 @@ def test_merging_usage_is_associative_and_commutative(
     turned = merge_usage([three, one, two])
     assert left.equals(right)
     assert left.equals(turned)
-    assert dict(left.schema) == {
-        name: pl.DataType.from_python(kind)
-        if isinstance(kind, type) and not issubclass(kind, pl.DataType)
-        else kind
-        for name, kind in USAGE_SCHEMA.items()
-    }
+    assert left.schema == pl.Schema(USAGE_SCHEMA)
 
 
 class FoldAndSeen(RuleBasedStateMachine):

@@ -122,6 +122,24 @@ def test_holds_are_looked_at_again_in_bounded_steps(world: World) -> None:
     assert world.delivered() == {("cus_1", meter): Decimal(28)}
 
 
+def test_a_cursor_passes_only_what_was_planned(billed: World) -> None:
+    """More changes than one transaction takes, some of one flush: all are planned in the end, the cursor at the last."""
+    meter = billed.meter()
+    billed.settle_all()
+    for number in range(7):
+        billed.use(meter, A, number + 1, window=-number)
+    last_flush = billed.offset
+    for number in range(4):
+        billed.offset = last_flush
+        billed.use(meter, B, 10, window=-number)
+    assert billed.plan(rows_max=3).more
+    billed.settle_all(rows_max=3)
+    assert billed.delivered() == {("cus_1", meter): Decimal(28 + 40)}
+    with read_snapshot(billed.engine) as connection:
+        cursors = {row.partition: row.planned_offset for row in connection.execute(select(plan_cursors))}
+    assert cursors == {0: last_flush + 1}
+
+
 def test_two_customers_or_two_items_are_ambiguous(billed: World) -> None:
     """Nothing is posted while two could be meant."""
     meter = billed.meter()

@@ -222,7 +222,7 @@ def test_a_chain_nobody_used_is_found(world: World) -> None:
     [({"max": "latency_ms"}, 5, 9), ({"min": "latency_ms"}, 9, 5), ({"latest": "latency_ms"}, 9, 4)],
 )
 def test_kinds_that_do_not_add_up_obey_the_law(
-    ledger_url: str, metric: object, first: int, second: int
+    empty_world: World, metric: object, first: int, second: int
 ) -> None:
     """One chain a period over windows and accounts, combined as the kind says."""
     world = empty_world

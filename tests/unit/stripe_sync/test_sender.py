@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from decimal import Decimal
 
 from prometheus_client import CollectorRegistry
 
+from services.stripe_sync.book import Lane
 from services.stripe_sync.bucket import TokenBucket
 from services.stripe_sync.faults import pass_by
 from services.stripe_sync.meter_watch import MeterWatch
@@ -24,7 +25,7 @@ from tests.unit.stripe_sync.fakes import (
     FakeStripe,
     posting,
 )
-from tollgate.ledger.posting_rows import PostingState
+from tollgate.ledger.posting_rows import DuePosting, PostingState
 from tollgate.runtime.backoff import Backoff
 from tollgate.runtime.clock import ManualClock
 
@@ -34,9 +35,11 @@ HOUR_MS = 3_600_000
 class Bench:
     """A sender with everything around it."""
 
-    def __init__(self, calls_per_second: float = 100, concurrency: int = 8) -> None:
+    def __init__(
+        self, calls_per_second: float = 100, concurrency: int = 8, book: FakeBook | None = None
+    ) -> None:
         self.clock = ManualClock(T0_MS)
-        self.book = FakeBook()
+        self.book = book or FakeBook()
         self.stripe = FakeStripe(self.clock)
         self.stopped: list[str | None] = []
         self.leads = True
@@ -93,6 +96,20 @@ async def test_postings_of_one_lane_go_one_after_the_other() -> None:
     await bench.run_until(bench.all_delivered)
     assert bench.stripe.overlaps == 0
     assert bench.stripe.totals() == {"cus_a": Decimal(30), "cus_b": Decimal(30)}
+
+
+async def test_two_meter_versions_of_one_billing_meter_are_one_lane() -> None:
+    """A ledger that offers several postings of one lane at once still gets them sent one by one."""
+
+    class Generous(FakeBook):
+        async def due(self, now_ms: int, limit: int, busy: Collection[Lane]) -> list[DuePosting]:
+            ready = (PostingState.JOURNALLED, PostingState.UNKNOWN)
+            return [DuePosting(p, "calls", False, None) for p in self.postings.values() if p.state in ready]
+
+    bench = Bench(book=Generous())
+    bench.book.add(*(posting(f"k{number}") for number in range(4)))
+    await bench.run_until(bench.all_delivered)
+    assert bench.stripe.overlaps == 0
 
 
 async def test_no_answer_after_the_effect_is_asked_again_under_the_same_key() -> None:
