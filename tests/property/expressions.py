@@ -49,7 +49,8 @@ def numbers(draw: st.DrawFn, depth: int = 2) -> str:
         return f"CASE WHEN {draw(conditions(0))} THEN {one} ELSE {other} END"
     if kind == "coalesce":
         return f"COALESCE({one}, {other})"
-    return f"({one} {dict(add='+', sub='-', mul='*')[kind]} {other})"
+    sign = {"add": "+", "sub": "-", "mul": "*"}[kind]
+    return f"({one} {sign} {other})"
 
 
 @st.composite

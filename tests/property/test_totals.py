@@ -63,11 +63,11 @@ def naive(
             for meter_id in (number for number, hit in enumerate(hits, start=1) if hit):
                 place = (part.partition, meter_id, window, event["account"], "")
                 values[place].append(1 if meter_id == 2 else tokens)
-    combine = {1: sum, 2: sum, 3: lambda found: max(found, default=0), 4: lambda found: min(found, default=0)}
     totals = {}
     for place, found in values.items():
         good = [value for value in found if value is not None]
-        totals[place] = (Decimal(combine[place[1]](good)), len(good), len(found) - len(good))
+        quantity = [sum(good), sum(good), max(good, default=0), min(good, default=0)][place[1] - 1]
+        totals[place] = (Decimal(quantity), len(good), len(found) - len(good))
     return totals, dict(ended)
 
 

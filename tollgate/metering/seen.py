@@ -23,7 +23,7 @@ from tollgate.metering.outcome import Ids, TimeRules
 from tollgate.metering.window import DAY_MS, epoch_day
 
 _IDS_PER_WORD = 5
-"""At full load: 13 bits an id and about one false yes in a hundred. Just after growing, half of it."""
+"""At full load: 13 bits an id and about one false yes in a hundred. Just after growing, twice the bits."""
 
 _WORDS_MIN = 1 << 8
 _TIER_RATIO = 4
@@ -120,7 +120,7 @@ class _Segment:
         arrays = self._sorted_arrays()
         self.marked = sum(array.size for array in arrays)
         size = _WORDS_MIN
-        while size * _IDS_PER_WORD < 2 * self.marked:
+        while size * _IDS_PER_WORD < self.marked:
             size *= 2
         self.words = np.zeros(size, np.uint64)
         for array in arrays:

@@ -60,7 +60,7 @@ def test_a_second_time_changes_nothing(ledger: Engine) -> None:
 )
 def test_another_pin_is_refused_naming_both(ledger: Engine, name: str, value: str) -> None:
     """Neither `initialise` nor a service's check goes on."""
-    other = replace(PINS, **{name: value})
+    other = replace(PINS, **{name: value})  # type: ignore[arg-type]
     with pytest.raises(PinMismatch) as caught:
         initialise(ledger, other, PARTITIONS, now_ms=2_000)
     assert caught.value.differences == {name: (getattr(PINS, name), value)}

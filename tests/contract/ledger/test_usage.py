@@ -38,7 +38,7 @@ def _commit(engine: Engine, *deltas: Delta, partition: int = 0, offset: int = 0)
 def _random_usage(engine: Engine, meter_ids: dict[str, int], seed: int) -> list[tuple[MetricKind, Delta]]:
     """One row of every key, and what it is made of; accounts live in one partition each."""
     rng = random.Random(seed)
-    made = []
+    made: list[tuple[MetricKind, Delta]] = []
     keys = itertools.product(MetricKind, (0, HOUR, 2 * HOUR), ("user:a", "user:b"), ("", '{"m":"x"}'))
     for kind, window, account, dimensions in keys:
         if rng.random() < 0.2:
@@ -132,7 +132,8 @@ def test_filters_choose_meter_account_and_windows(ledger: Engine, meter_ids: dic
     )
     totals = usage_totals(ledger, by=(), meter="sum", accounts=["user:a"], from_ms=HOUR, to_ms=2 * HOUR)
     assert [total.quantity for total in totals] == ([_combine(MetricKind.SUM, chosen)] if chosen else [])
-    assert usage_rows(ledger, meter="absent") == usage_totals(ledger, meter="absent") == []
+    assert usage_rows(ledger, meter="absent") == []
+    assert usage_totals(ledger, meter="absent") == []
 
 
 def test_versions_of_a_meter_are_one_meter(ledger: Engine, meter_ids: dict[str, int]) -> None:

@@ -124,5 +124,5 @@ def test_a_metric_is_complete_or_refused() -> None:
         (MetricKind.COUNT, "status", False),
         (MetricKind.SUM, "status", True),
     ):
-        with pytest.raises(ValueError, match="metric|count"):
+        with pytest.raises(ValueError, match=r"metric|count"):
             Metric(kind, expression, weighted)
