@@ -7,6 +7,8 @@ is absent is a failure; without it, tests that need Kafka are deselected and lis
 from __future__ import annotations
 
 import os
+import signal
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -28,6 +30,8 @@ def _require_real() -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A time limit ends us with SIGTERM, which by default skips every clean-up and leaves the servers running.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     external = os.environ.get("KAFKA_BOOTSTRAP_SERVERS", "")
     config.stash[_SELECTION] = Selection()
     config.stash[_KAFKA] = KafkaPart(external)

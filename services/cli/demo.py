@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import tempfile
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -48,6 +50,11 @@ def demo(events: int, seed: int, broker: str, meters_path: Path, keep: bool, dir
     from sandbox.demo.story import Story, tell
     from services.cli.console import console as new_console
 
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    # As Ctrl-C: by default SIGTERM would skip every clean-up and leave the processes running.
+    signal.signal(signal.SIGTERM, interrupt)
     console = new_console()
     with tempfile.TemporaryDirectory(prefix="tollgate-demo-") as temporary:
         place = directory or Path(temporary)

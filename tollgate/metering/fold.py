@@ -80,6 +80,10 @@ class _Events:
     weak: npt.NDArray[np.bool_]
     state: npt.NDArray[np.uint8]
     matched: npt.NDArray[np.bool_]
+    partition_rows: dict[int, tuple[int, int]]
+    """The rows of each partition: they stand together. Found once: a flush may hold thousands of records."""
+    accepted_late_day: _Rows
+    """Of each record: the day it came in when its events are accepted however late, else never."""
     classes: list[_Class]
 
 
@@ -166,6 +170,12 @@ def _lay_out(
         weak=np.empty(total, np.bool_),
         state=np.zeros(total, np.uint8),
         matched=np.zeros(total, np.bool_),
+        partition_rows=_partition_rows(records, starts),
+        accepted_late_day=np.fromiter(
+            (epoch_day(record.ingest_ms) if record.accept_late else _NEVER for record in records),
+            np.int64,
+            len(records),
+        ),
         classes=[],
     )
     by_absent: dict[frozenset[str], list[Decoded]] = {}
@@ -242,7 +252,7 @@ def _count_first_copies(
 def _judge_duplicates(events: _Events, seen: Mapping[int, SeenIds]) -> None:
     """Per partition, mark every copy but the first of each id, and all copies of ids seen before."""
     events.state[events.state == _DUPLICATE] = _FRESH
-    for partition, (start, end) in _partition_rows(events).items():
+    for partition, (start, end) in events.partition_rows.items():
         state = events.state[start:end]
         eligible = np.flatnonzero(state == _FRESH)
         ids = events.ids[start:end][eligible]
@@ -267,12 +277,13 @@ def _judge_duplicates(events: _Events, seen: Mapping[int, SeenIds]) -> None:
         state[eligible[innocent]] = _FRESH
 
 
-def _partition_rows(events: _Events) -> dict[int, tuple[int, int]]:
-    """The rows of each partition: they stand together."""
+def _partition_rows(records: Sequence[EventsRecord], starts: _Rows) -> dict[int, tuple[int, int]]:
+    """The first row of each partition, and the one after its last."""
     found: dict[int, tuple[int, int]] = {}
-    for index, record in enumerate(events.records):
-        start, _ = found.get(record.partition, (int(events.starts[index]), 0))
-        found[record.partition] = (start, int(events.starts[index + 1]))
+    bounds = starts.tolist()
+    for index, record in enumerate(records):
+        start, _ = found.get(record.partition, (bounds[index], 0))
+        found[record.partition] = (start, bounds[index + 1])
     return found
 
 
@@ -307,7 +318,7 @@ def _find_guilty(
 def _summarise(
     partition: int, part: Sequence[Record], events: _Events, details: Mapping[int, str]
 ) -> PartitionFold:
-    start, end = _partition_rows(events).get(partition, (0, 0))
+    start, end = events.partition_rows.get(partition, (0, 0))
     state, matched = events.state[start:end], events.matched[start:end]
     ended = np.bincount(state, minlength=_FAILED + 1)
     whole_dead = sum(
@@ -364,12 +375,7 @@ def _seen_ids(events: _Events, start: int, end: int, fresh: npt.NDArray[np.bool_
     if not ids.size:
         return {}
     days = day_of(events.times_ms[start:end][fresh])
-    came_in = np.fromiter(
-        (epoch_day(record.ingest_ms) if record.accept_late else _NEVER for record in events.records),
-        np.int64,
-        len(events.records),
-    )
-    days = np.maximum(days, came_in[of])
+    days = np.maximum(days, events.accepted_late_day[of])
     return {int(day): np.sort(ids[days == day]) for day in np.unique(days)}
 
 
