@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 import structlog
 
 from services.meter.book import Book
-from services.meter.faults import FaultPoint, Faults
+from services.meter.faults import FaultPoint
 from services.meter.intake import Arrival, Intake, LogRecord
 from services.meter.log import Log, LogBounds, LogUnavailable
 from services.meter.metrics import MeterMetrics
@@ -35,6 +35,7 @@ from tollgate.metering.outcome import TimeRules
 from tollgate.metering.seen import oldest_day
 from tollgate.runtime.backoff import Backoff
 from tollgate.runtime.clock import Clock
+from tollgate.runtime.faults import Faults
 
 T = TypeVar("T")
 
@@ -79,7 +80,7 @@ class Assignment:
         rules: TimeRules,
         backoff: Backoff,
         metrics: MeterMetrics,
-        faults: Faults,
+        faults: Faults[FaultPoint],
         booking: Executor,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:

@@ -1,17 +1,8 @@
-"""Fault points: the named steps at which a test may let this process die.
-
-Owns their names and the dying. It refuses to know what the steps do. In production nothing is armed and reaching a
-point costs one comparison.
-"""
+"""The meter's fault points, in order. What reaching one does is `tollgate.runtime.faults`."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from enum import StrEnum
-
-EXIT_CRASHED = 137
-"""What a shell reports after SIGKILL: nothing is unwound, nothing is flushed."""
 
 
 class FaultPoint(StrEnum):
@@ -33,25 +24,3 @@ class FaultPoint(StrEnum):
     """The consumer group's offset is committed."""
     REVOKED = "revoked"
     """The group takes partitions away; what is pending has not been flushed."""
-
-
-def _crash() -> None:
-    os._exit(EXIT_CRASHED)
-
-
-class Faults:
-    """Dies at the `hits`-th time the armed point is reached. Unarmed (the default) it does nothing."""
-
-    def __init__(
-        self, armed: FaultPoint | None = None, hits: int = 1, crash: Callable[[], None] = _crash
-    ) -> None:
-        self._armed = armed
-        self._left = hits
-        self._crash = crash
-
-    def reach(self, point: FaultPoint) -> None:
-        """The process is at `point` now."""
-        if point is self._armed:
-            self._left -= 1
-            if self._left == 0:
-                self._crash()

@@ -12,9 +12,10 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import structlog
 
-from services.meter.faults import FaultPoint, Faults
+from services.meter.faults import FaultPoint
 from services.meter.partition import Partitions
 from tollgate.runtime.clock import Clock
+from tollgate.runtime.faults import Faults
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -29,7 +30,7 @@ class GroupCommit:
         commit: Callable[[Mapping[int, int]], Awaitable[bool]],
         clock: Clock,
         interval_seconds: float,
-        faults: Faults,
+        faults: Faults[FaultPoint],
     ) -> None:
         self._partitions = partitions
         self._commit = commit

@@ -27,7 +27,7 @@ import structlog
 from services.meter.book import Book
 from services.meter.dead import DeadLetters
 from services.meter.decode import decode_records
-from services.meter.faults import FaultPoint, Faults
+from services.meter.faults import FaultPoint
 from services.meter.intake import Chunk, Intake
 from services.meter.log import LogUnavailable
 from services.meter.metrics import MeterMetrics
@@ -40,6 +40,7 @@ from tollgate.metering.records import EventsRecord
 from tollgate.metering.seen import oldest_day
 from tollgate.runtime.backoff import Backoff
 from tollgate.runtime.clock import Clock
+from tollgate.runtime.faults import Faults
 
 T = TypeVar("T")
 
@@ -119,7 +120,7 @@ class Pipeline:
         policy: FlushPolicy,
         backoff: Backoff,
         metrics: MeterMetrics,
-        faults: Faults,
+        faults: Faults[FaultPoint],
         folding: Executor,
         booking: Executor,
         on_missed: Callable[[AssignedPartition], None],

@@ -20,7 +20,7 @@ from aiokafka.errors import KafkaError
 from services.meter.assignment import Assignment
 from services.meter.book import LedgerBook
 from services.meter.dead import KafkaDeadLetters
-from services.meter.faults import FaultPoint, Faults
+from services.meter.faults import FaultPoint
 from services.meter.group_commit import GroupCommit
 from services.meter.intake import Intake
 from services.meter.lag import LagWatch
@@ -38,6 +38,7 @@ from tollgate.ledger.migrations import check_schema
 from tollgate.metering.outcome import TimeRules
 from tollgate.runtime.backoff import Backoff
 from tollgate.runtime.clock import Clock, SystemClock
+from tollgate.runtime.faults import Faults
 from tollgate.runtime.health import Health
 from tollgate.runtime.http import operations_app, serve_app
 from tollgate.runtime.kafka import ClusterUnidentified, cluster_id, new_producer, topic_partitions

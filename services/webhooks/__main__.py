@@ -21,7 +21,7 @@ import tollgate
 from services.webhooks.consumer import HEARTBEAT, Consumer
 from services.webhooks.errors import Permanent, Transient, TransientReason
 from services.webhooks.event import Shape
-from services.webhooks.faultpoints import FaultPoints
+from services.webhooks.faults import FaultPoint
 from services.webhooks.gateway import StripeGateway
 from services.webhooks.http import Door, WebhookEndpoint, create_app
 from services.webhooks.importer import Bookmark, ImportProgress, import_customers
@@ -38,6 +38,7 @@ from tollgate.ledger.errors import CommitUnknown, LedgerNotReady, LedgerUnavaila
 from tollgate.ledger.init import check_pins
 from tollgate.runtime.backoff import Backoff
 from tollgate.runtime.clock import SystemClock
+from tollgate.runtime.faults import Faults
 from tollgate.runtime.health import Health
 from tollgate.runtime.http import operations_app, serve_app
 from tollgate.runtime.kafka import new_consumer, new_producer
@@ -114,7 +115,7 @@ async def run(settings: WebhooksServiceSettings, shutdown: Shutdown) -> None:
     health = Health(clock)
     registry = new_registry(SERVICE, tollgate.__version__)
     metrics = Metrics(registry)
-    faults = FaultPoints(settings.webhooks.fault_point, settings.webhooks.fault_hit)
+    faults = Faults(settings.webhooks.fault_point, settings.webhooks.fault_hit)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(service.close)
         try:
@@ -167,7 +168,7 @@ def _door(settings: WebhooksServiceSettings) -> Door:
 
 
 async def _project(
-    service: Service, health: Health, metrics: Metrics, faults: FaultPoints, shutdown: Shutdown
+    service: Service, health: Health, metrics: Metrics, faults: Faults[FaultPoint], shutdown: Shutdown
 ) -> None:
     """Check the pins, bring the mappings in line with the rules, then consume until shutdown."""
     settings = service.settings

@@ -20,12 +20,13 @@ from aiokafka.errors import IllegalStateError, KafkaError
 
 from services.webhooks.errors import Permanent, PermanentReason, Transient
 from services.webhooks.event import StripeEvent, parse_event
-from services.webhooks.faultpoints import FaultPoint, FaultPoints
+from services.webhooks.faults import FaultPoint
 from services.webhooks.metrics import Metrics
 from services.webhooks.projector import Batch
 from tollgate.ledger.billing import Receipt
 from tollgate.runtime.backoff import Backoff
 from tollgate.runtime.clock import Clock
+from tollgate.runtime.faults import Faults
 from tollgate.runtime.health import Health
 
 POLL_TIMEOUT_MS = 500
@@ -91,7 +92,7 @@ class Consumer:
         clock: Clock,
         metrics: Metrics,
         health: Health,
-        faults: FaultPoints,
+        faults: Faults[FaultPoint],
         *,
         backoff: Backoff,
         permanent_tries_max: int,

@@ -23,11 +23,12 @@ from starlette.requests import ClientDisconnect
 
 from services.webhooks.errors import Permanent
 from services.webhooks.event import Shape, parse_event
-from services.webhooks.faultpoints import FaultPoint, FaultPoints
+from services.webhooks.faults import FaultPoint
 from services.webhooks.metrics import Metrics
 from services.webhooks.signature import BadSignature, verify
 from services.webhooks.store import EventStore, StoreUnavailable
 from tollgate.runtime.clock import Clock
+from tollgate.runtime.faults import Faults
 from tollgate.runtime.http import OPERATIONS_PATHS, Application, Receive, Scope, Send
 
 PATH = "/stripe/webhooks"
@@ -60,7 +61,7 @@ class WebhookEndpoint:
     """Takes requests in. One event loop."""
 
     def __init__(
-        self, door: Door, store: EventStore, clock: Clock, metrics: Metrics, faults: FaultPoints
+        self, door: Door, store: EventStore, clock: Clock, metrics: Metrics, faults: Faults[FaultPoint]
     ) -> None:
         self._door = door
         self._store = store

@@ -22,11 +22,12 @@ import structlog
 from services.webhooks import objects
 from services.webhooks.errors import Permanent, PermanentReason, Transient, TransientReason
 from services.webhooks.event import StripeEvent, Subject
-from services.webhooks.faultpoints import FaultPoint, FaultPoints
+from services.webhooks.faults import FaultPoint
 from services.webhooks.metrics import Metrics
 from tollgate.ledger.billing import Customer, Invoice, Receipt, Rejection, Subscription
 from tollgate.ledger.errors import LedgerError, LedgerRefused
 from tollgate.runtime.clock import Clock
+from tollgate.runtime.faults import Faults
 
 T = TypeVar("T")
 
@@ -111,7 +112,7 @@ class Projector:
         book: Book,
         clock: Clock,
         metrics: Metrics,
-        faults: FaultPoints,
+        faults: Faults[FaultPoint],
     ) -> None:
         self._gateway = gateway
         self._book = book

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
-from services.webhooks.faultpoints import FaultPoint
+from services.webhooks.faults import FaultPoint
 from services.webhooks.poll import SETTLING_SECONDS
 from services.webhooks.signature import DEFAULT_TOLERANCE_SECONDS
 from tollgate.ledger.directory import DEFAULT_RULES, MappingRule

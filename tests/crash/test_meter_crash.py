@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from services.meter.faults import EXIT_CRASHED, FaultPoint
+from services.meter.faults import FaultPoint
 from tests.fakes.events import TIME_MS, Call
 from tests.integration.meter_rig import MeterRig, calls
 from tests.parts.kafka import BrokerSettings
+from tollgate.runtime.faults import EXIT_CRASHED
 
 FUTURE_MS = TIME_MS + 3_600_000
 

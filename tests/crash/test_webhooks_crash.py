@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from services.webhooks.faultpoints import EXIT_CODE, FaultPoint
+from services.webhooks.faults import FaultPoint
 from tests.integration.webhooks_rig import WebhooksRig, webhooks_rig
 from tests.parts.kafka import BrokerSettings
 from tollgate.ledger.directory import list_customers
+from tollgate.runtime.faults import EXIT_CRASHED
 
 DAY_SECONDS = 86_400
 
@@ -52,7 +53,7 @@ def test_a_death_at_any_step_changes_nothing(rig: WebhooksRig, point: FaultPoint
             rig.post(f"/v1/customers/{min(customers)}", {"name": f"name {number}"})
     child = rig.stack.child("webhooks")
     rig.wait(lambda: not child.running)
-    assert child.kill() == EXIT_CODE
+    assert child.kill() == EXIT_CRASHED
     rig.stack.configure("webhooks", TOLLGATE_WEBHOOKS__FAULT_HIT="1000000")
     rig.stack.start("webhooks")
     rig.wait_projected()

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from services.meter.assignment import GAPS_MAX, Assignment, NothingLeft
-from services.meter.faults import Faults
+from services.meter.faults import FaultPoint
 from services.meter.group_commit import GroupCommit
 from services.meter.intake import Intake
 from services.meter.metrics import MeterMetrics
@@ -29,6 +29,7 @@ from tollgate.metering.meter import Meter, MeterSet, MeterVersion, Metric, Metri
 from tollgate.metering.outcome import TimeRules
 from tollgate.runtime.backoff import Backoff
 from tollgate.runtime.clock import SystemClock
+from tollgate.runtime.faults import Faults
 
 TOPIC = "events"
 PARTITIONS = 4
@@ -56,7 +57,7 @@ class FaustRig:
         self.intake = Intake(200_000)
         self.partitions = Partitions()
         self._threads = [ThreadPoolExecutor(1), ThreadPoolExecutor(1)]
-        faults = Faults()
+        faults: Faults[FaultPoint] = Faults()
         self.assignment = Assignment(
             intake=self.intake,
             partitions=self.partitions,

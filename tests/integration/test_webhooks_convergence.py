@@ -12,7 +12,6 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from services.webhooks.event import event_from
-from services.webhooks.faultpoints import FaultPoints
 from services.webhooks.metrics import Metrics
 from services.webhooks.projector import Batch, Projector
 from tests.unit.webhooks.fakes import FakeStripe, customer_body, invoice_body, subscription_body
@@ -22,6 +21,7 @@ from tollgate.ledger.directory import MappingRule, list_customers, list_mappings
 from tollgate.ledger.engine import Engine, open_ledger
 from tollgate.ledger.init import Pins, initialise
 from tollgate.runtime.clock import ManualClock
+from tollgate.runtime.faults import Faults
 
 NOW_S = 1_800_000_000
 DAY_S = 86_400
@@ -39,7 +39,7 @@ def engine(ledger_url: str) -> Iterator[Engine]:
 
 def projector(stripe: FakeStripe, engine: Engine, clock: ManualClock) -> Projector:
     book = CustomerBook(engine, list(MappingRule))
-    return Projector(stripe, book, clock, Metrics(CollectorRegistry()), FaultPoints())
+    return Projector(stripe, book, clock, Metrics(CollectorRegistry()), Faults())
 
 
 def history(stripe: FakeStripe, clock: ManualClock) -> list[dict[str, Any]]:

@@ -92,12 +92,14 @@ class Plan:
             "time_ms": pl.col("time_ms"),
         }
         self._groupings: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+        self._touch_names: dict[tuple[str | None, int, int | None], str] = {}
+        self._touch_of: list[str] = []
+        self._valued: list[bool] = []
         self._meters = tuple(meters)
-        touches = []
         for index, meter in enumerate(meters):
-            touches.append(self._mark(index, meter, absent, operands))
+            self._mark(index, meter, absent, operands)
             self._groupings.setdefault((meter.window_column, meter.group_by), []).append(index)
-        self._matched = pl.any_horizontal(touches).alias("matched")
+        self._matched = pl.any_horizontal(sorted(set(self._touch_of))).alias("matched")
         self._operands = [operand.read(operand_bound) for operand in sorted(operands)]
 
     def count(self, frame: pl.DataFrame) -> Counted:
@@ -113,7 +115,10 @@ class Plan:
         distinct: list[pl.DataFrame] = []
         for (window, group_by), indexes in self._groupings.items():
             keys = [PARTITION, window, "account", *(f"dimension:{name}" for name in group_by)]
-            aggregates = [aggregate for index in indexes for aggregate in self._aggregates(index)]
+            aggregates = [
+                *_touch_aggregates(sorted({self._touch_of[index] for index in indexes})),
+                *(aggregate for index in indexes for aggregate in self._aggregates(index)),
+            ]
             groups = marks.lazy().group_by(keys).agg(aggregates).collect()
             groups = groups.with_columns(_dimensions(groups, group_by))
             usage += [self._usage_of(groups.lazy(), index) for index in indexes]
@@ -128,10 +133,8 @@ class Plan:
             matched=marks["matched"].to_numpy(),
         )
 
-    def _mark(
-        self, index: int, meter: CompiledMeter, absent: frozenset[str], operands: set[Operand]
-    ) -> pl.Expr:
-        """Add the marks of one meter; returns its `touch`."""
+    def _mark(self, index: int, meter: CompiledMeter, absent: frozenset[str], operands: set[Operand]) -> None:
+        """Add the marks of one meter. Meters with the same filter share its `touch`."""
         size_ms = meter.version.meter.window.size_ms
         self._marks[meter.window_column] = pl.col("time_ms") - pl.col("time_ms") % size_ms
         for name in meter.group_by:
@@ -142,12 +145,19 @@ class Plan:
         if meter.version.to_ms is not None:
             valid &= pl.col("time_ms") < meter.version.to_ms
         surely = verdict.surely & valid
-        self._marks[f"touch:{index}"] = surely if verdict.possibly is None else verdict.possibly & valid
-        if absent & (meter.value_columns | frozenset(meter.group_by)):
-            self._marks[f"value:{index}"] = pl.lit(None, QUANTITY)
-        else:
-            self._marks[f"value:{index}"] = self._value(meter, surely, operands)
-        return pl.col(f"touch:{index}")
+        touch = surely if verdict.possibly is None else verdict.possibly & valid
+        key = (meter.version.meter.where, meter.version.from_ms, meter.version.to_ms)
+        name = self._touch_names.setdefault(key, f"touch:{index}")
+        self._marks.setdefault(name, touch)
+        self._touch_of.append(name)
+        unreadable = bool(absent & (meter.value_columns | frozenset(meter.group_by)))
+        counts_touches = meter.kind is MetricKind.COUNT and not meter.version.meter.metric.weighted
+        # A plain count over a filter that is always decided needs no value: each touch is one.
+        self._valued.append(unreadable or verdict.possibly is not None or not counts_touches)
+        if self._valued[index]:
+            self._marks[f"value:{index}"] = (
+                pl.lit(None, QUANTITY) if unreadable else self._value(meter, surely, operands)
+            )
 
     def _value(self, meter: CompiledMeter, matched: pl.Expr, operands: set[Operand]) -> pl.Expr:
         if meter.kind is MetricKind.UNIQUE:
@@ -162,19 +172,16 @@ class Plan:
         elif meter.version.meter.metric.weighted:
             value = pl.col("weight").cast(QUANTITY)
         else:
-            # A count's value is a truth: summing bits is the cheapest aggregate there is.
             return pl.when(matched).then(pl.lit(True))
         zero, bound = pl.lit(Decimal(0), QUANTITY), pl.lit(Decimal(self._bound), QUANTITY)
         return pl.when(matched & value.is_between(zero, bound)).then(value)
 
     def _aggregates(self, index: int) -> list[pl.Expr]:
         kind = self._meters[index].kind
-        touch, value, time_ms = pl.col(f"touch:{index}"), pl.col(f"value:{index}"), pl.col("time_ms")
-        found = [
-            touch.sum().cast(pl.Int64).alias(f"touched:{index}"),
-            value.count().cast(pl.Int64).alias(f"events:{index}"),
-            pl.when(touch).then(time_ms).max().alias(f"latest:{index}"),
-        ]
+        value, time_ms = pl.col(f"value:{index}"), pl.col("time_ms")
+        found = []
+        if self._valued[index]:
+            found.append(value.count().cast(pl.Int64).alias(f"events:{index}"))
         if self._meters[index].value is not None or self._meters[index].version.meter.metric.weighted:
             quantity = {
                 MetricKind.COUNT: value.sum,
@@ -197,7 +204,8 @@ class Plan:
 
     def _usage_of(self, groups: pl.LazyFrame, index: int) -> pl.LazyFrame:
         meter = self._meters[index]
-        events, touched = pl.col(f"events:{index}"), pl.col(f"touched:{index}")
+        touched = pl.col(f"{self._touch_of[index]}:count")
+        events = pl.col(f"events:{index}") if self._valued[index] else touched
         if meter.kind is MetricKind.UNIQUE:
             quantity = _NOTHING
         elif meter.kind is MetricKind.COUNT and not meter.version.meter.metric.weighted:
@@ -215,7 +223,7 @@ class Plan:
             "quantity": quantity,
             "events": events,
             "unvalued": touched - events,
-            "latest_event_ms": pl.col(f"latest:{index}"),
+            "latest_event_ms": pl.col(f"{self._touch_of[index]}:latest"),
             "order_ms": pl.col(f"order_ms:{index}").fill_null(NEVER) if ordered else pl.lit(NEVER),
             "order_offset": pl.col(f"order_offset:{index}").fill_null(NEVER) if ordered else pl.lit(NEVER),
         }
@@ -240,6 +248,18 @@ class Plan:
                 "value_hash": pl.col("value_hash"),
             }.items()
         )
+
+
+def _touch_aggregates(touches: Sequence[str]) -> list[pl.Expr]:
+    """How many events of a group each filter let through, and the time of the latest."""
+    return [
+        aggregate
+        for touch in touches
+        for aggregate in (
+            pl.col(touch).sum().cast(pl.Int64).alias(f"{touch}:count"),
+            pl.when(touch).then("time_ms").max().alias(f"{touch}:latest"),
+        )
+    ]
 
 
 def write_dimensions(names: Collection[str], values: Sequence[object]) -> str:

@@ -85,6 +85,8 @@ class _Events:
     accepted_late_day: _Rows
     """Of each record: the day it came in when its events are accepted however late, else never."""
     classes: list[_Class]
+    fresh_ids: dict[int, Ids]
+    """Per partition, the ids that are neither dead, late nor duplicate, sorted."""
 
 
 @dataclass(slots=True)
@@ -177,6 +179,7 @@ def _lay_out(
             len(records),
         ),
         classes=[],
+        fresh_ids={},
     )
     by_absent: dict[frozenset[str], list[Decoded]] = {}
     for part in decoded:
@@ -262,7 +265,9 @@ def _judge_duplicates(events: _Events, seen: Mapping[int, SeenIds]) -> None:
         if repeated.size:
             repeated = repeated[np.concatenate(([True], repeated[1:] != repeated[:-1]))]
             different = different[np.concatenate(([True], ~again))]
-        known = different[seen[partition].probe(different)]
+        is_known = seen[partition].probe(different)
+        known = different[is_known]
+        events.fresh_ids[partition] = different[~is_known] if known.size else different
         if not known.size and not repeated.size:
             continue
         # Few ids are suspect, so only their rows are looked at one by one.
@@ -346,7 +351,7 @@ def _summarise(
         next_offset=part[-1].offset + 1,
         outcomes=outcomes,
         instances=_instances(part),
-        seen_ids=_seen_ids(events, start, end, fresh),
+        seen_ids=_seen_ids(events, start, end, fresh, events.fresh_ids.get(partition)),
         ingest_ms_max=max(ingest_ms, default=0),
         ingest_ms_min=min(ingest_ms, default=None),
         last_offset=part[-1].offset,
@@ -366,16 +371,21 @@ def _instances(part: Sequence[Record]) -> dict[str, InstanceFold]:
     return {name: InstanceFold(rows, ticks.get(name)) for name, rows in sorted(received.items())}
 
 
-def _seen_ids(events: _Events, start: int, end: int, fresh: npt.NDArray[np.bool_]) -> dict[int, Ids]:
+def _seen_ids(
+    events: _Events, start: int, end: int, fresh: npt.NDArray[np.bool_], fresh_sorted: Ids | None
+) -> dict[int, Ids]:
     """The ids that were counted or unmatched, by day, sorted.
 
     Events accepted late are kept by the day they came in: the day they happened on is about to expire.
     """
-    ids, of = events.ids[start:end][fresh], events.record_of[start:end][fresh]
-    if not ids.size:
+    if fresh_sorted is None or not fresh_sorted.size:
         return {}
+    ids, of = events.ids[start:end][fresh], events.record_of[start:end][fresh]
     days = day_of(events.times_ms[start:end][fresh])
     days = np.maximum(days, events.accepted_late_day[of])
+    first, last = int(days.min()), int(days.max())
+    if first == last:
+        return {first: fresh_sorted}
     return {int(day): np.sort(ids[days == day]) for day in np.unique(days)}
 
 

@@ -11,6 +11,7 @@ which a filter does not match and a metric counts as `unvalued`. Nothing is ever
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal
 
 import polars as pl
 
@@ -48,11 +49,16 @@ class Operand:
     def read(self, bound: int) -> pl.Expr:
         """The operand's values: decimals, NULL where the column holds no such number."""
         value = pl.col(self.column)
-        if self.column.startswith(PROPERTY_PREFIX):
-            fraction = rf"(\.[0-9]{{1,{self.scale}}})?" if self.scale else ""
-            # \z, not $: a number followed by a line break is not a number.
-            value = pl.when(value.str.contains(rf"^[+-]?[0-9]{{1,19}}{fraction}\z")).then(value)
         number = value.cast(pl.Decimal(PRECISION, self.scale), strict=False)
+        if not self.column.startswith(PROPERTY_PREFIX):
+            # Integers are compared as integers: cheaper, and the cast itself cannot fail.
+            return (pl.when(value.is_between(-bound, bound)).then(number) if self.bounded else number).alias(
+                self.name
+            )
+        fraction = rf"(\.[0-9]{{1,{self.scale}}})?" if self.scale else ""
+        # \z, not $: a number followed by a line break is not a number.
+        valid = value.str.contains(rf"^[+-]?[0-9]{{1,19}}{fraction}\z")
         if self.bounded:
-            number = pl.when(number.is_between(pl.lit(-bound), pl.lit(bound))).then(number)
-        return number.alias(self.name)
+            dtype = pl.Decimal(PRECISION, self.scale)
+            valid &= number.is_between(pl.lit(-Decimal(bound), dtype), pl.lit(Decimal(bound), dtype))
+        return pl.when(valid).then(number).alias(self.name)

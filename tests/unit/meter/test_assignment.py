@@ -8,7 +8,6 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from services.meter.assignment import GAPS_MAX, SETTLING_SECONDS, Assignment, NothingLeft
-from services.meter.faults import Faults
 from services.meter.intake import Intake, LogRecord
 from services.meter.metrics import MeterMetrics
 from services.meter.partition import Partitions, StopReason
@@ -21,6 +20,7 @@ from tollgate.ledger.errors import LedgerUnavailable
 from tollgate.metering.outcome import TimeRules
 from tollgate.runtime.backoff import Backoff
 from tollgate.runtime.clock import ManualClock
+from tollgate.runtime.faults import Faults
 
 
 class _Reader:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from services.meter.faults import Faults
 from services.meter.group_commit import GroupCommit
 from services.meter.partition import AssignedPartition, Partitions
 from tollgate.metering.seen import SeenIds
 from tollgate.runtime.clock import ManualClock
+from tollgate.runtime.faults import Faults
 
 
 class _Group:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from services.meter.faults import FaultPoint, Faults
+from services.meter.faults import FaultPoint
 from services.meter.intake import Arrival, Intake
 from services.meter.metrics import MeterMetrics
 from services.meter.partition import AssignedPartition, Partitions, rebuild_seen
@@ -24,6 +24,7 @@ from tollgate.metering.meter import Meter, MeterSet, MeterVersion, Metric, Metri
 from tollgate.metering.outcome import TimeRules
 from tollgate.runtime.backoff import Backoff
 from tollgate.runtime.clock import ManualClock
+from tollgate.runtime.faults import Faults
 
 _HOUR = TIME_MS - TIME_MS % 3_600_000
 POLICY = FlushPolicy(interval_seconds=1.0, eager_bytes=50_000, bytes_max=100_000, misses_max=2)
@@ -72,7 +73,7 @@ class Bench:
     """A pipeline with everything around it in memory."""
 
     def __init__(
-        self, faults: Faults | None = None, log: MemoryLog | None = None, book: MemoryBook | None = None
+        self, faults: Faults[FaultPoint] | None = None, log: MemoryLog | None = None, book: MemoryBook | None = None
     ) -> None:
         self.log = log or MemoryLog(2)
         self.book = book or MemoryBook(2, meter_set())

@@ -12,13 +12,13 @@ from prometheus_client import CollectorRegistry
 from services.webhooks.consumer import HEARTBEAT, Consumer
 from services.webhooks.errors import Permanent, PermanentReason, Transient, TransientReason
 from services.webhooks.event import StripeEvent
-from services.webhooks.faultpoints import FaultPoints
 from services.webhooks.metrics import Metrics
 from services.webhooks.projector import Batch
 from tests.unit.webhooks.fakes import FakeLog, customer_body
 from tollgate.ledger.billing import Receipt
 from tollgate.runtime.backoff import Backoff
 from tollgate.runtime.clock import ManualClock
+from tollgate.runtime.faults import Faults
 from tollgate.runtime.health import Health
 
 
@@ -73,7 +73,7 @@ class Bench:
             self.clock,
             Metrics(self.registry),
             self.health,
-            FaultPoints(),
+            Faults(),
             backoff=Backoff(1, 60, jitter=0),
             permanent_tries_max=tries_max,
             batch_records_max=100,

@@ -11,12 +11,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from services.webhooks.event import Shape
-from services.webhooks.faultpoints import FaultPoints
 from services.webhooks.http import PATH, Door, WebhookEndpoint, create_app
 from services.webhooks.metrics import Metrics
 from services.webhooks.signature import sign
 from tests.unit.webhooks.fakes import FakeStore, until
 from tollgate.runtime.clock import ManualClock
+from tollgate.runtime.faults import Faults
 from tollgate.runtime.health import Health
 from tollgate.runtime.http import operations_app
 
@@ -48,7 +48,7 @@ class Bench:
             self.store,
             clock,
             Metrics(self.registry),
-            FaultPoints(),
+            Faults(),
         )
         app = create_app(self.endpoint, operations_app(Health(clock), self.registry))
         self.client = httpx.AsyncClient(

@@ -10,7 +10,6 @@ from prometheus_client import CollectorRegistry
 
 from services.webhooks.errors import Permanent, PermanentReason, Transient, TransientReason
 from services.webhooks.event import StripeEvent, event_from
-from services.webhooks.faultpoints import FaultPoints
 from services.webhooks.metrics import Metrics
 from services.webhooks.projector import Batch, Projector
 from tests.unit.webhooks.fakes import (
@@ -24,6 +23,7 @@ from tests.unit.webhooks.fakes import (
 from tollgate.ledger.billing import Customer, Invoice
 from tollgate.ledger.errors import CommitUnknown, LedgerRefused, LedgerUnavailable
 from tollgate.runtime.clock import ManualClock
+from tollgate.runtime.faults import Faults
 
 NOW_MS = 1_800_000_000_000
 DAY_S = 86_400
@@ -37,7 +37,7 @@ class Bench:
         self.stripe = FakeStripe(self.clock)
         self.book = FakeBook()
         self.registry = CollectorRegistry()
-        self.projector = Projector(self.stripe, self.book, self.clock, Metrics(self.registry), FaultPoints())
+        self.projector = Projector(self.stripe, self.book, self.clock, Metrics(self.registry), Faults())
 
     async def project(self, event: dict[str, Any] | StripeEvent, batch: Batch | None = None) -> str:
         if not isinstance(event, StripeEvent):
