@@ -27,6 +27,8 @@ def describe_machine() -> dict[str, object]:
     return {
         "processor": _first("/proc/cpuinfo", "model name") or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
+        # At the end of the run, which is part of it: far above the number of cores, others were working here too.
+        "load_average_5_minutes": round(os.getloadavg()[1], 1),
         "memory_kib": int((_first("/proc/meminfo", "MemTotal") or "0").split()[0]),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),

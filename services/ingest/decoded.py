@@ -19,6 +19,10 @@ TEXT_CHARACTERS_MAX = 16_384
 """The longest text kept of one field. Twice what nginx lets a request line or a header be, so that no caller of a
 gateway can reach it; with every column at this length one event still fits a record."""
 
+NAME_CHARACTERS_MAX = 256
+"""The longest name of who pays (user, company, subscription). Accounts are index keys of the ledger, and PostgreSQL
+refuses a key past 2,704 bytes; Stripe's ids and e-mail addresses fit in this many characters."""
+
 Columns = dict[str, list[Any]]
 """Column name -> one value a row, for every column of the schema."""
 

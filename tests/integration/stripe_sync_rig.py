@@ -43,10 +43,13 @@ class Process:
         return self.child.pid
 
     def port(self) -> int:
-        """Where it serves health and metrics, by its own log."""
-        for line in self.log.read_text(errors="replace").splitlines():
-            if '"service.started"' in line:
-                return int(json.loads(line)["port"])
+        """Where it serves health and metrics, by its own log; waits for it to start."""
+        deadline = time.monotonic() + WAIT_SECONDS
+        while time.monotonic() < deadline and self.child.poll() is None:
+            for line in self.log.read_text(errors="replace").splitlines(keepends=True):
+                if '"service.started"' in line and line.endswith("\n"):
+                    return int(json.loads(line)["port"])
+            time.sleep(0.05)
         raise AssertionError(f"not started:\n{self.tail()}")
 
     def get(self, path: str) -> tuple[int, str]:

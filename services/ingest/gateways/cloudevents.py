@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from services.ingest.capture import Capture, Place, read_path
 from services.ingest.decoded import (
+    NAME_CHARACTERS_MAX,
     TEXT_CHARACTERS_MAX,
     Columns,
     DecodedBatch,
@@ -32,6 +33,7 @@ FORMAT = "cloudevents"
 SPEC_VERSION = "1.0"
 
 Text = Annotated[str, Meta(max_length=TEXT_CHARACTERS_MAX)]
+Name = Annotated[str, Meta(max_length=NAME_CHARACTERS_MAX)]
 _NOTHING = msgspec.Raw(b"null")
 
 
@@ -40,7 +42,7 @@ class _CloudEvent(msgspec.Struct, gc=False, frozen=True):
     id: Text | None = None
     source: Text | None = None
     type: Text | None = None
-    subject: Text | None = None
+    subject: Name | None = None
     time: Text | None = None
     data: msgspec.Raw = _NOTHING
 

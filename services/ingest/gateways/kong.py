@@ -18,6 +18,7 @@ from msgspec import Meta
 
 from services.ingest.capture import Capture, Location, Place, header_text
 from services.ingest.decoded import (
+    NAME_CHARACTERS_MAX,
     TEXT_CHARACTERS_MAX,
     Columns,
     DecodedBatch,
@@ -37,6 +38,7 @@ _ID_HEADER = "x-kong-request-id"
 _AGENT_HEADER = "user-agent"
 
 Text = Annotated[str, Meta(max_length=TEXT_CHARACTERS_MAX)]
+Name = Annotated[str, Meta(max_length=NAME_CHARACTERS_MAX)]
 Size = Annotated[int, Meta(ge=0, le=2**53)]
 Instant = Annotated[int, Meta(ge=0, le=2**47)] | Annotated[float, Meta(ge=0, le=2**47)]
 """Epoch milliseconds up to the year 6429. Kong writes an integer; what a Lua plugin set may be a float."""
@@ -50,9 +52,9 @@ class _Latencies(msgspec.Struct, gc=False, frozen=True):
 
 
 class _Consumer(msgspec.Struct, gc=False, frozen=True):
-    custom_id: Text | None = None
-    username: Text | None = None
-    id: Text | None = None
+    custom_id: Name | None = None
+    username: Name | None = None
+    id: Name | None = None
 
 
 class _Route(msgspec.Struct, gc=False, frozen=True):

@@ -19,6 +19,7 @@ from msgspec import Meta
 
 from services.ingest.capture import Capture, Location, Place, header_text, read_path
 from services.ingest.decoded import (
+    NAME_CHARACTERS_MAX,
     TEXT_CHARACTERS_MAX,
     Columns,
     DecodedBatch,
@@ -36,7 +37,7 @@ from tollgate.metering.errors import DeadReason, InvalidEvent
 FORMAT = "moesif"
 
 Text = Annotated[str, Meta(max_length=TEXT_CHARACTERS_MAX)]
-Name = Text | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Name = Annotated[str, Meta(max_length=NAME_CHARACTERS_MAX)] | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 """Frameworks hand over ids of their own database as numbers."""
 Status = Annotated[int, Meta(ge=0, le=32_767)]
 Weight = Annotated[int, Meta(ge=1, le=1_000_000)]

@@ -75,3 +75,38 @@ def test_a_bad_event_has_a_named_reason(changes: dict[str, Any], reason: DeadRea
     batch = decode([cloud_event(**changes), cloud_event()])
     assert batch.rows == 1
     assert [rejected.reason for rejected in batch.rejected] == [reason]
+
+
+def test_members_of_data_named_as_columns_fill_them() -> None:
+    """A metering plug-in's status, path and sizes are what meters filter on."""
+    row = only(
+        decode(
+            cloud_event(
+                data={
+                    "route": "chat",
+                    "path": "/v1/chat?key=secret",
+                    "status": 200,
+                    "response_bytes": 512,
+                    "blocked_by": "quota",
+                    "usage": {"tokens": 7},
+                }
+            )
+        )
+    )
+    assert (row["route"], row["path"], row["status"], row["response_bytes"], row["blocked_by"]) == (
+        "chat",
+        "/v1/chat",
+        200,
+        512,
+        "quota",
+    )
+    assert row["properties.tokens"] == "7"
+
+
+@pytest.mark.parametrize(
+    "data", [{"status": "ok"}, {"status": -1}, {"status": 1e9}, {"weight": 0}, [1], "text"]
+)
+def test_data_of_another_shape_is_the_senders_own_business(data: object) -> None:
+    """Members that do not fit a column leave it null, and the event is counted all the same."""
+    row = only(decode(cloud_event(data=data)))
+    assert (row["status"], row["weight"], row["route"]) == (None, 1, "prompt")

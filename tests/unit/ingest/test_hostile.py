@@ -25,6 +25,7 @@ from tests.unit.ingest.decoders import (
     moesif_event,
 )
 from tollgate.contracts.events import event_schema
+from tollgate.metering.errors import DeadReason
 
 DECODERS: list[Decoder] = [kong_decoder(), moesif_decoder(), cloudevents_decoder()]
 GOOD = {"kong": kong_entry, "moesif": moesif_event, "cloudevents": cloud_event}
@@ -157,3 +158,23 @@ def test_a_letter_is_still_json_and_keeps_what_a_replay_reads() -> None:
         REDACTOR.redact(json.dumps(event).encode()), ingest_ms=INGEST_MS, trust_ids=True, replayed=True
     )
     assert after.columns == before.columns
+
+
+@pytest.mark.parametrize(
+    ("decoder", "good", "bad"),
+    [
+        (kong_decoder(), kong_entry(), kong_entry(consumer={"custom_id": "x" * 257})),
+        (moesif_decoder(), moesif_event(), moesif_event(company_id="x" * 257)),
+        (cloudevents_decoder(), cloud_event(), cloud_event(subject="x" * 257)),
+    ],
+    ids=["kong", "moesif", "cloudevents"],
+)
+def test_a_name_too_long_for_the_ledgers_keys_is_dead_and_its_neighbour_counts(
+    decoder: Decoder, good: dict[str, Any], bad: dict[str, Any]
+) -> None:
+    """PostgreSQL refuses an index key past 2,704 bytes: one such account would stop a whole partition."""
+    batch = decoder.decode(
+        json.dumps([bad, good]).encode(), ingest_ms=INGEST_MS, trust_ids=True, replayed=False
+    )
+    assert batch.rows == 1
+    assert [rejected.reason for rejected in batch.rejected] == [DeadReason.TOO_LARGE]
