@@ -36,7 +36,7 @@ from tollgate.metering.fold import (
 )
 from tollgate.metering.meter import Meter, Metric, MetricKind, WindowSize
 from tollgate.metering.seen import SeenIds
-from tollgate.metering.usage import NEVER
+from tollgate.metering.usage import NEVER, merge_usage
 
 RULES = TimeRules()
 WINDOW = NOW_MS - NOW_MS % HOUR_MS
@@ -232,6 +232,7 @@ def test_dead_letters_hold_exactly_the_events_of_their_reason() -> None:
         ("min properties.x", ["x"], (Decimal(0), 0, 1)),
         ("latest properties.x", ["3", "10", "x"], (Decimal(10), 2, 1)),
         ("sum properties.x * 0.5", ["3", "0.00000001", "0.000000001"], (Decimal("1.500000005"), 2, 1)),
+        ("sum properties.x * properties.x", ["0.0001", "0.00001"], (Decimal("0.00000001"), 1, 1)),
         ("sum COALESCE(properties.x, 7)", ["3", "x", None], (Decimal(17), 3, 0)),
     ],
 )
@@ -347,6 +348,33 @@ def test_records_with_different_columns_meet_in_one_flush() -> None:
         (0, 3, *KEY[2:]): (Decimal(7), 2, 1),
     }
     assert done.partitions[0].outcomes == Outcomes(received=4, counted=3, duplicate=1)
+
+
+def test_the_log_s_order_holds_across_schemas() -> None:
+    """Records written under other capture settings are read apart, yet the last by (time, offset) is the latest."""
+    done = run(
+        record([row(1, latency_ms=1)], 0),
+        record([row(2, latency_ms=2)], 1, properties=("unneeded",)),
+        record([row(3, latency_ms=3), row(1, latency_ms=9)], 2),
+        record([row(4, latency_ms=4, time_ms=NOW_MS - 1)], 3, properties=("unneeded",)),
+        meters=(meter("latest latency_ms"),),
+    )
+    (found,) = done.usage.to_dicts()
+    assert (found["quantity"], found["order_ms"], found["order_offset"]) == (Decimal(3), NOW_MS, 2)
+    assert done.partitions[0].outcomes.duplicate == 1
+
+
+def test_latest_deltas_merge_by_time_before_offset() -> None:
+    """Of two flushes, the later event wins, not the later record; a delta without a value never does."""
+    latest = meter("latest latency_ms")
+    deltas = [
+        run(record([row(1, latency_ms=5, time_ms=NOW_MS)], 0), meters=(latest,)).usage,
+        run(record([row(2, latency_ms=7, time_ms=NOW_MS - 1)], 1), meters=(latest,)).usage,
+        run(record([row(3, latency_ms=None, time_ms=NOW_MS + 1)], 2), meters=(latest,)).usage,
+    ]
+    (found,) = merge_usage(deltas).to_dicts()
+    assert (found["quantity"], found["order_ms"], found["order_offset"]) == (Decimal(5), NOW_MS, 0)
+    assert (found["events"], found["unvalued"], found["latest_event_ms"]) == (2, 1, NOW_MS + 1)
 
 
 def _poison(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
