@@ -73,7 +73,10 @@ class Bench:
     """A pipeline with everything around it in memory."""
 
     def __init__(
-        self, faults: Faults[FaultPoint] | None = None, log: MemoryLog | None = None, book: MemoryBook | None = None
+        self,
+        faults: Faults[FaultPoint] | None = None,
+        log: MemoryLog | None = None,
+        book: MemoryBook | None = None,
     ) -> None:
         self.log = log or MemoryLog(2)
         self.book = book or MemoryBook(2, meter_set())
