@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 
 from services.stripe_sync.book import Book, Threads
 from services.stripe_sync.bucket import TokenBucket
-from services.stripe_sync.faults import Reach, crash_at, pass_by
+from services.stripe_sync.faults import FaultPoint
 from services.stripe_sync.gateway import CallFailed, StripeGateway
 from services.stripe_sync.journal import KafkaJournal
 from services.stripe_sync.leader import Leadership
@@ -38,6 +38,7 @@ from tollgate.ledger.init import check_pins, read_pins
 from tollgate.ledger.leases import Lease, LeaseLost
 from tollgate.runtime.backoff import Backoff
 from tollgate.runtime.clock import Clock, SystemClock
+from tollgate.runtime.faults import Faults
 from tollgate.runtime.health import Health
 from tollgate.runtime.http import operations_app, serve_app
 from tollgate.runtime.kafka import ClusterUnidentified, cluster_id, new_producer
@@ -66,9 +67,7 @@ class Service:
             max(sync.retry_max_seconds, sync.retry_initial_seconds),
             rng=random.Random(),  # noqa: S311 - jitter, no secret
         )
-        self._reach: Reach = (
-            pass_by if sync.fault_point is None else crash_at(sync.fault_point, sync.fault_passes)
-        )
+        self._faults: Faults[FaultPoint] = Faults(sync.fault_point, sync.fault_passes)
         self._holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 
     async def run(self, shutdown: Shutdown) -> None:
@@ -237,7 +236,7 @@ class Service:
         settings, clock = self._settings, self._clock
         calls_per_second = settings.calls_per_second
         watch = MeterWatch(book, gateway, clock, settings.sync.meter_check_seconds)
-        recorder = Recorder(book, clock, self._reach)
+        recorder = Recorder(book, clock, self._faults)
         sender = Sender(
             book=book,
             gateway=gateway,
@@ -254,7 +253,7 @@ class Service:
             ),
             metrics=self._metrics,
             may_send=leadership.is_valid,
-            reach=self._reach,
+            faults=self._faults,
             on_stopped=self._show_stripe,
         )
         return Leader(
@@ -270,7 +269,7 @@ class Service:
             backoff=self._backoff,
             health=self._health,
             metrics=self._metrics,
-            reach=self._reach,
+            faults=self._faults,
             cadence_seconds=settings.sync.cadence_seconds,
             calls_per_second=calls_per_second,
             plan_rows_max=settings.sync.plan_rows_max,

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from services.stripe_sync.book import Book
-from services.stripe_sync.faults import FaultPoint, Reach
+from services.stripe_sync.faults import FaultPoint
 from services.stripe_sync.journal import Journal, JournalUnavailable
 from services.stripe_sync.leader import Leadership
 from services.stripe_sync.meter_watch import MeterWatch
@@ -24,6 +24,7 @@ from tollgate.ledger.engine import CommitUnknown, LedgerUnavailable
 from tollgate.ledger.leases import Lease
 from tollgate.runtime.backoff import Backoff
 from tollgate.runtime.clock import Clock
+from tollgate.runtime.faults import Faults
 from tollgate.runtime.health import Health
 
 _log = structlog.get_logger(__name__)
@@ -58,7 +59,7 @@ class Leader:
         backoff: Backoff,
         health: Health,
         metrics: SyncMetrics,
-        reach: Reach,
+        faults: Faults[FaultPoint],
         cadence_seconds: float,
         calls_per_second: float,
         plan_rows_max: int,
@@ -75,7 +76,7 @@ class Leader:
         self._backoff = backoff
         self._health = health
         self._metrics = metrics
-        self._reach = reach
+        self._faults = faults
         self._cadence_seconds = cadence_seconds
         self._calls_per_second = calls_per_second
         self._plan_rows_max = plan_rows_max
@@ -167,7 +168,7 @@ class Leader:
             self._metrics.show_waiting(bool(report.waiting_for))
             planned += report.planned
             if written:
-                self._reach(FaultPoint.AFTER_PLAN)
+                self._faults.reach(FaultPoint.AFTER_PLAN)
                 _log.info(
                     "postings.planned", postings=report.planned, reversals=report.reversals, held=report.held
                 )
@@ -196,11 +197,11 @@ class Leader:
     async def _journal_planned(self) -> None:
         while postings := await self._book.planned(JOURNAL_BATCH):
             positions = await self._journal.append(postings)
-            self._reach(FaultPoint.AFTER_JOURNAL)
+            self._faults.reach(FaultPoint.AFTER_JOURNAL)
             await self._book.mark_journalled(
                 [posting.ref for posting in postings], positions, self._clock.now_ms()
             )
-            self._reach(FaultPoint.AFTER_MARK_JOURNALLED)
+            self._faults.reach(FaultPoint.AFTER_MARK_JOURNALLED)
             self._sender.wake()
             if len(postings) < JOURNAL_BATCH:
                 return

@@ -10,10 +10,11 @@ import asyncio
 import structlog
 
 from services.stripe_sync.book import SendingBook
-from services.stripe_sync.faults import FaultPoint, Reach
+from services.stripe_sync.faults import FaultPoint
 from tollgate.ledger.engine import CommitUnknown, LedgerUnavailable
 from tollgate.ledger.posting_rows import Outcome
 from tollgate.runtime.clock import Clock
+from tollgate.runtime.faults import Faults
 
 _log = structlog.get_logger(__name__)
 
@@ -23,10 +24,10 @@ _RETRY_SECONDS = 0.5
 class Recorder:
     """Writes outcomes as they come: those that arrive during one transaction go together in the next."""
 
-    def __init__(self, book: SendingBook, clock: Clock, reach: Reach) -> None:
+    def __init__(self, book: SendingBook, clock: Clock, faults: Faults[FaultPoint]) -> None:
         self._book = book
         self._clock = clock
-        self._reach = reach
+        self._faults = faults
         self._pending: list[tuple[Outcome, asyncio.Future[None]]] = []
         self._arrived = asyncio.Event()
 
@@ -54,4 +55,4 @@ class Recorder:
             for _, written in batch:
                 if not written.done():
                     written.set_result(None)
-            self._reach(FaultPoint.AFTER_RECORD)
+            self._faults.reach(FaultPoint.AFTER_RECORD)

@@ -27,7 +27,7 @@ from services.stripe_sync.attempt import (
 )
 from services.stripe_sync.book import Lane, SendingBook
 from services.stripe_sync.bucket import TokenBucket
-from services.stripe_sync.faults import FaultPoint, Reach
+from services.stripe_sync.faults import FaultPoint
 from services.stripe_sync.gateway import CallFailed, Gateway
 from services.stripe_sync.meter_watch import MeterWatch
 from services.stripe_sync.metrics import SyncMetrics
@@ -38,6 +38,7 @@ from tollgate.ledger.engine import CommitUnknown, LedgerUnavailable
 from tollgate.ledger.posting_rows import DuePosting, Outcome, Posting, PostingState
 from tollgate.runtime.backoff import Backoff
 from tollgate.runtime.clock import Clock
+from tollgate.runtime.faults import Faults
 
 _log = structlog.get_logger(__name__)
 
@@ -73,7 +74,7 @@ class Sender:
         limits: SenderLimits,
         metrics: SyncMetrics,
         may_send: Callable[[], bool],
-        reach: Reach,
+        faults: Faults[FaultPoint],
         on_stopped: Callable[[str | None], None],
     ) -> None:
         self._book = book
@@ -87,7 +88,7 @@ class Sender:
         self._limits = limits
         self._metrics = metrics
         self._may_send = may_send
-        self._reach = reach
+        self._faults = faults
         self._on_stopped = on_stopped
         self._lanes: set[Lane] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -172,7 +173,7 @@ class Sender:
         to_send = [e for e in chosen if e not in to_settle and e not in to_park]
         marked = await self._book.mark_sending([e.posting.ref for e in to_send], now_ms) if to_send else ()
         if to_send:
-            self._reach(FaultPoint.AFTER_MARK_SENDING)
+            self._faults.reach(FaultPoint.AFTER_MARK_SENDING)
         for entry in to_settle:
             self._start(entry, self._settle(entry))
         for entry in to_park:
@@ -251,10 +252,10 @@ class Sender:
         try:
             delivered = await self._gateway.send(posting.body, posting.idempotency_key)
         except CallFailed as error:
-            self._reach(FaultPoint.AFTER_SEND)
+            self._faults.reach(FaultPoint.AFTER_SEND)
             self._metrics.called(error.row.situation, self._clock.monotonic_seconds() - began_seconds)
             return await self._after_failure(entry, error)
-        self._reach(FaultPoint.AFTER_SEND)
+        self._faults.reach(FaultPoint.AFTER_SEND)
         situation = Situation.DUPLICATE if delivered.duplicate else Situation.DELIVERED
         self._metrics.called(situation, self._clock.monotonic_seconds() - began_seconds)
         self._metrics.delivered(self._clock.now_ms() / 1000 - posting.timestamp_s)

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from sandbox.stripe.process import StripeStandIn
-from services.stripe_sync.faults import CRASH_EXIT_CODE, FaultPoint
+from services.stripe_sync.faults import FaultPoint
 from tests.integration.stripe_sync_rig import Rig
 from tests.parts.kafka import BrokerSettings
+from tollgate.runtime.faults import EXIT_CRASHED
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def test_a_death_at_any_step_doubles_and_loses_nothing(rig: Rig, point: FaultPoi
         process = rig.start(
             TOLLGATE_SYNC__FAULT_POINT=point, TOLLGATE_SYNC__FAULT_PASSES=1, TOLLGATE_SYNC__LEASE_SECONDS=0.6
         )
-        assert process.child.wait(30) == CRASH_EXIT_CODE, process.tail()
+        assert process.child.wait(30) == EXIT_CRASHED, process.tail()
     last = rig.start(TOLLGATE_SYNC__LEASE_SECONDS=0.6)
     rig.wait_for_totals(name, truth)
     identifiers = [event["identifier"] for event in rig.control.meter_events(event_name=name)]

@@ -12,7 +12,6 @@ import stripe
 from pydantic import SecretStr, ValidationError
 
 from services.stripe_sync.bucket import TokenBucket
-from services.stripe_sync.faults import CRASH_EXIT_CODE, FaultPoint, crash_at, pass_by
 from services.stripe_sync.gateway import BillingMeter, Permanent, Transient, UnknownOutcome, translate
 from services.stripe_sync.journal import entry_from_posting
 from services.stripe_sync.outcomes import Situation
@@ -59,18 +58,6 @@ def test_a_summary_decides_only_what_it_proves(summary: str, others: list[str], 
     """7 were delivered before, 5 are in question; others may or may not be in the sum."""
     found = compare_summary(Decimal(summary), Decimal(7), Decimal(5), [Decimal(o) for o in others])
     assert found is verdict
-
-
-def test_a_fault_point_ends_the_process_at_its_passing() -> None:
-    """At the second passing of its own point, with the code of a kill; without a setting nothing happens."""
-    codes: list[int] = []
-    reach = crash_at(FaultPoint.AFTER_SEND, 2, codes.append)
-    reach(FaultPoint.AFTER_PLAN)
-    reach(FaultPoint.AFTER_SEND)
-    assert codes == []
-    reach(FaultPoint.AFTER_SEND)
-    assert codes == [CRASH_EXIT_CODE]
-    pass_by(FaultPoint.AFTER_SEND)
 
 
 FIT = BillingMeter("mtr_1", "calls", True, "sum", "stripe_customer_id", "value", None)

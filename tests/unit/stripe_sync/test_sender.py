@@ -11,7 +11,6 @@ from prometheus_client import CollectorRegistry
 
 from services.stripe_sync.book import Lane
 from services.stripe_sync.bucket import TokenBucket
-from services.stripe_sync.faults import pass_by
 from services.stripe_sync.meter_watch import MeterWatch
 from services.stripe_sync.metrics import SyncMetrics
 from services.stripe_sync.outcomes import Failure
@@ -28,6 +27,7 @@ from tests.unit.stripe_sync.fakes import (
 from tollgate.ledger.posting_rows import DuePosting, PostingState
 from tollgate.runtime.backoff import Backoff
 from tollgate.runtime.clock import ManualClock
+from tollgate.runtime.faults import Faults
 
 HOUR_MS = 3_600_000
 
@@ -47,14 +47,14 @@ class Bench:
             book=self.book,
             gateway=self.stripe,
             watch=MeterWatch(self.book, self.stripe, self.clock, 60.0),
-            recorder=(recorder := Recorder(self.book, self.clock, pass_by)),
+            recorder=(recorder := Recorder(self.book, self.clock, Faults())),
             bucket=TokenBucket(calls_per_second, max(1, int(calls_per_second)), 0.0),
             clock=self.clock,
             backoff=Backoff(1.0, 60.0, jitter=0.0),
             limits=SenderLimits(concurrency, summary_lag_seconds=3600.0, probe_seconds=30.0),
             metrics=SyncMetrics(CollectorRegistry()),
             may_send=lambda: self.leads,
-            reach=pass_by,
+            faults=Faults(),
             on_stopped=self.stopped.append,
         )
         self.recorder = recorder
