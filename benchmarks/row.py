@@ -27,6 +27,12 @@ class Bound:
     measure: Measure
     floor: float | None
     target: float
+    offered: float | None = None
+    """Units a second that were offered: a row that did not take them reaches nothing, however good it looks."""
+
+
+OFFERED_SHARE = 0.95
+"""Of what is offered, taken: the rest is the time the last answers take after the offering has ended."""
 
 
 class CountsDiffer(AssertionError):
@@ -75,10 +81,10 @@ class Row:
         assert self.freshness_p99_seconds is not None, "a row judged by freshness has one"
         return self.freshness_p99_seconds
 
-    def reaches(self, limit: float | None) -> bool:
-        """Whether `value` is as good as `limit`; anything reaches None."""
-        if limit is None:
-            return True
+    def reaches(self, limit: float) -> bool:
+        """Whether `value` is as good as `limit`, at the load that was offered."""
+        if self.bound.offered is not None and self.rate < OFFERED_SHARE * self.bound.offered:
+            return False
         return self.value >= limit if self.bound.measure is Measure.RATE else self.value <= limit
 
     @property
@@ -99,6 +105,7 @@ class Row:
             "cpu_seconds_per_million": round(self.cpu_us, 3),
             "freshness_p99_seconds": self.freshness_p99_seconds,
             "judged_by": self.bound.measure.value,
+            "offered_per_second": self.bound.offered,
             "floor": self.bound.floor,
             "target": self.bound.target,
             "verdict": self.verdict,

@@ -23,6 +23,7 @@ from tests.parts.selection import Selection, needs_kafka, needs_own_kafka, touch
 _SELECTION = pytest.StashKey[Selection]()
 _KAFKA = pytest.StashKey[KafkaPart]()
 _OWN_KAFKA = pytest.StashKey[KafkaPart]()
+_SHARED_POSTGRES = pytest.StashKey[Iterator[PostgresPart]]()
 
 
 def _require_real() -> bool:
@@ -36,6 +37,21 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_SELECTION] = Selection()
     config.stash[_KAFKA] = KafkaPart(external)
     config.stash[_OWN_KAFKA] = KafkaPart() if external else config.stash[_KAFKA]
+    if getattr(config.option, "numprocesses", None) and not config.option.collectonly:
+        _share_with_workers(config)
+
+
+def _share_with_workers(config: pytest.Config) -> None:
+    """One broker and one database server for all workers: they find ours where they would look for somebody else's."""
+    part = config.stash[_KAFKA]
+    if not part.external and part.absent() is None:
+        _started(part)
+        os.environ["KAFKA_BOOTSTRAP_SERVERS"] = part.bootstrap
+    serving = _serving(dict(os.environ))
+    server = next(serving).server
+    config.stash[_SHARED_POSTGRES] = serving
+    if not server.external:
+        os.environ["DATABASE_URL"] = server.url("postgres")
 
 
 @pytest.hookimpl(trylast=True)
@@ -71,6 +87,8 @@ def _fixtures(item: pytest.Item) -> list[str]:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """End the brokers here and not with a fixture: looking for Kafka comes before any fixture."""
+    for _ in config.stash.get(_SHARED_POSTGRES, iter(())):
+        pass  # its next step is its clean-up
     for key in (_KAFKA, _OWN_KAFKA):
         part = config.stash.get(key, None)
         if part is not None:

@@ -5,12 +5,14 @@ Owns that one loop. It refuses to know what records hold, and never commits anyt
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from aiokafka import TopicPartition
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
-from tollgate.runtime.kafka import new_consumer
+from tollgate.runtime.kafka import new_consumer, topic_partitions
 from tollgate.runtime.settings import KafkaSettings
 
 
@@ -30,50 +32,107 @@ class NoSuchTopic(Exception):
     """The broker does not have the topic: `tollgate init` has not run, or the prefix is another."""
 
 
+class LogStalled(Exception):
+    """The broker has records it does not hand out."""
+
+
 async def read_topic(
     settings: KafkaSettings,
     topic: str,
     *,
-    start: dict[int, int] | None = None,
+    start: Mapping[int, int] | None = None,
+    stop: Mapping[int, int] | None = None,
     from_end: bool = False,
     follow: bool = False,
 ) -> AsyncIterator[StoredRecord]:
     """Records of `topic` (bare name) of all partitions, or of those in `start` (first offset each).
 
-    Without `follow` it ends where the log ended when it began. Raises NoSuchTopic.
+    Without `follow` it ends where the log ended when it began, or before `stop` (first offset not wanted, by
+    partition) where that comes first. Raises NoSuchTopic, LogStalled, aiokafka's KafkaError.
     """
-    consumer = new_consumer(settings, client_id="tollgate-cli", auto_offset_reset="earliest")
-    name = settings.topic_name(topic)
-    await consumer.start()
-    try:
-        known = await consumer._client.fetch_all_metadata()
-        partitions = known.partitions_for_topic(name)
-        if not partitions:
-            raise NoSuchTopic(f"no topic {name} at {settings.bootstrap_servers}; run `tollgate init`")
-        wanted = [TopicPartition(name, number) for number in sorted(start or partitions)]
+    async with _consumer(settings, topic) as (consumer, known):
+        wanted = [TopicPartition(known[0].topic, number) for number in sorted(start or range(len(known)))]
         consumer.assign(wanted)
         ends: dict[TopicPartition, int] = await consumer.end_offsets(wanted)
         begins: dict[TopicPartition, int] = await consumer.beginning_offsets(wanted)
+        if stop is not None:
+            ends = {p: min(end, stop.get(p.partition, end)) for p, end in ends.items()}
+        left: dict[TopicPartition, int] = {}
         for partition in wanted:
-            first = (start or {}).get(partition.partition, begins[partition])
-            consumer.seek(partition, ends[partition] if from_end else max(first, begins[partition]))
-        open_ends = {p for p in wanted if await consumer.position(p) < ends[p]}
-        while follow or open_ends:
+            first = max((start or {}).get(partition.partition, 0), begins[partition])
+            consumer.seek(partition, ends[partition] if from_end else first)
+            if not from_end and first < ends[partition]:
+                left[partition] = first
+        clock = asyncio.get_running_loop().time
+        moved_at = clock()
+        while follow or left:
             fetched = await consumer.getmany(timeout_ms=500)
             for partition, records in fetched.items():
                 for record in records:
-                    if not follow and record.offset >= ends[partition]:
-                        break
-                    yield StoredRecord(
-                        partition=partition.partition,
-                        offset=record.offset,
-                        timestamp_ms=record.timestamp,
-                        key=record.key,
-                        value=record.value or b"",
-                        headers=tuple(record.headers),
-                    )
-            for partition in list(open_ends):
-                if await consumer.position(partition) >= ends[partition]:
-                    open_ends.discard(partition)
+                    if follow or record.offset < ends[partition]:
+                        yield _to_domain(record)
+            for partition, before in list(left.items()):
+                position = await consumer.position(partition)
+                if position > before:
+                    left[partition], moved_at = position, clock()
+                if position >= ends[partition]:
+                    # Past its end it must not go on fetching what nobody asked for.
+                    del left[partition]
+                    if not follow:
+                        consumer.pause(partition)
+            if left and not follow and clock() - moved_at > settings.request_timeout_ms / 1000:
+                at = ", ".join(f"{p.partition} at {offset} of {ends[p]}" for p, offset in left.items())
+                raise LogStalled(f"{settings.bootstrap_servers} hands out no more of {topic}: partition {at}")
+
+
+async def read_records(
+    settings: KafkaSettings, topic: str, places: Mapping[int, int]
+) -> dict[int, StoredRecord]:
+    """The record at one offset each of some partitions of `topic` (bare name); those that are there.
+
+    Raises NoSuchTopic, aiokafka's KafkaError.
+    """
+    found: dict[int, StoredRecord] = {}
+    async with _consumer(settings, topic, fetch_bytes=1) as (consumer, known):
+        for partition, offset in places.items():
+            place = TopicPartition(known[0].topic, partition)
+            consumer.assign([place])
+            begins, ends = await consumer.beginning_offsets([place]), await consumer.end_offsets([place])
+            if not begins[place] <= offset < ends[place]:
+                continue
+            consumer.seek(place, offset)
+            async with asyncio.timeout(settings.request_timeout_ms / 1000):
+                record = await consumer.getone(place)
+            if record.offset == offset:
+                found[partition] = _to_domain(record)
+    return found
+
+
+@asynccontextmanager
+async def _consumer(
+    settings: KafkaSettings, topic: str, *, fetch_bytes: int | None = None
+) -> AsyncIterator[tuple[AIOKafkaConsumer, list[TopicPartition]]]:
+    """A consumer without a group, and the topic's partitions. Raises NoSuchTopic."""
+    # Asked for by an admin client: asking a consumer would create the topic on a broker that makes them on demand.
+    count = await topic_partitions(settings, topic)
+    if not count:
+        name = settings.topic_name(topic)
+        raise NoSuchTopic(f"no topic {name} at {settings.bootstrap_servers}; run `tollgate init`")
+    limits = {} if fetch_bytes is None else {"max_partition_fetch_bytes": fetch_bytes}
+    consumer = new_consumer(settings, client_id="tollgate-cli", auto_offset_reset="earliest", **limits)
+    try:
+        await consumer.start()
+        yield consumer, [TopicPartition(settings.topic_name(topic), number) for number in range(count)]
     finally:
         await consumer.stop()
+
+
+def _to_domain(record: ConsumerRecord[bytes, bytes]) -> StoredRecord:
+    return StoredRecord(
+        partition=record.partition,
+        offset=record.offset,
+        timestamp_ms=record.timestamp,
+        key=record.key,
+        value=record.value or b"",
+        headers=tuple(record.headers),
+    )

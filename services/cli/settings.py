@@ -45,11 +45,25 @@ class TopicSettings(SettingsGroup):
     )
 
 
+class RuleSettings(SettingsGroup):
+    """How old or how early an event may be: what the meter counted by, so that a recount counts by the same."""
+
+    accept_age_hours: int = Field(
+        default=72, ge=1, description="Hours an event may be old when it is ingested; older ones are late."
+    )
+    future_seconds: int = Field(
+        default=300, ge=0, description="Seconds an event may be ahead of its ingest time; beyond, it is dead."
+    )
+
+
 class CliSettings(ServiceSettings):
     """Settings of the operators' commands."""
 
     stripe: StripeSettings = Field(default=StripeSettings(), description="Stripe.")
     topics: TopicSettings = Field(default=TopicSettings(), description="Topics, as `init` creates them.")
+    rules: RuleSettings = Field(
+        default=RuleSettings(), description="Lateness, for `verify --refold`: the meter's own."
+    )
     id_seed: SecretStr | None = Field(
         default=None,
         description="The installation's secret seed of event-id hashes: the same text for ingest and init.",

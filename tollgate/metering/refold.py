@@ -73,18 +73,38 @@ def recount(
     `meters`: the set in force, or a function from (partition, offset) to the one that offset was folded with.
     Raises ValueError for an expression a checked meter cannot hold.
     """
-    ledger = _Ledger(rules)
-    compiled: dict[int, list[_Meter]] = {}
-    for row in rows:
-        partition, offset = _integer(row["partition"]), _integer(row["offset"])
-        if "undecodable" in row:
-            ledger.bury(partition, _integer(row["undecodable"]))
-            continue
-        meter_set = meters if isinstance(meters, MeterSet) else meters(partition, offset)
-        if meter_set.version not in compiled:
-            compiled[meter_set.version] = [_Meter(version) for version in meter_set.meters]
-        ledger.judge(partition, offset, row, compiled[meter_set.version])
-    return Recount(ledger.usage, {partition: Outcomes(**counts) for partition, counts in ledger.ends.items()})
+    recounter = Recounter(meters, rules)
+    recounter.add(rows)
+    return recounter.result()
+
+
+class Recounter:
+    """`recount` for a log that is read piece by piece."""
+
+    def __init__(self, meters: Callable[[int, int], MeterSet] | MeterSet, rules: TimeRules) -> None:
+        self._meters = meters
+        self._ledger = _Ledger(rules)
+        self._compiled: dict[int, list[_Meter]] = {}
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Count the next rows. Raises ValueError as `recount`."""
+        for row in rows:
+            partition, offset = _integer(row["partition"]), _integer(row["offset"])
+            if "undecodable" in row:
+                self._ledger.bury(partition, _integer(row["undecodable"]))
+                continue
+            meters = self._meters
+            meter_set = meters if isinstance(meters, MeterSet) else meters(partition, offset)
+            if meter_set.version not in self._compiled:
+                self._compiled[meter_set.version] = [_Meter(version) for version in meter_set.meters]
+            self._ledger.judge(partition, offset, row, self._compiled[meter_set.version])
+
+    def result(self) -> Recount:
+        """What the rows so far come to."""
+        ends = self._ledger.ends
+        return Recount(
+            self._ledger.usage, {partition: Outcomes(**counts) for partition, counts in ends.items()}
+        )
 
 
 def _integer(value: object) -> int:

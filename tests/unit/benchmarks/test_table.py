@@ -17,6 +17,7 @@ def make_row(
     floor: float | None = 8.0,
     target: float = 5.0,
     freshness: float | None = None,
+    offered: float | None = None,
     bare_us: float | None = 2.0,
 ) -> Row:
     return Row(
@@ -25,7 +26,7 @@ def make_row(
         count=200_000,
         seconds=2.0,
         cpu_us=cpu_us,
-        bound=Bound(measure, floor, target),
+        bound=Bound(measure, floor, target, offered),
         bare="typed decode",
         bare_us=bare_us,
         freshness_p99_seconds=freshness,
@@ -51,6 +52,13 @@ def test_freshness_is_judged_by_its_own_number() -> None:
     """A row judged by freshness looks at nothing else."""
     assert make_row(measure=Measure.FRESHNESS, floor=3, target=3, freshness=2.9).verdict == "target"
     assert make_row(measure=Measure.FRESHNESS, floor=3, target=3, freshness=3.1).verdict == "below"
+
+
+def test_a_load_that_was_not_taken_reaches_nothing() -> None:
+    """Fresh events are no merit when half of what was offered still waits outside: 100,000 a second were taken."""
+    for offered, verdict in ((100_000, "target"), (105_000, "target"), (106_000, "below")):
+        row = make_row(measure=Measure.FRESHNESS, floor=3, target=3, freshness=0.5, offered=offered)
+        assert row.verdict == verdict
 
 
 def test_missing_floor_is_not_reached() -> None:

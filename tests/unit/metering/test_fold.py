@@ -34,7 +34,8 @@ from tollgate.metering.fold import (
     UnknownRecord,
     fold,
 )
-from tollgate.metering.meter import Meter, Metric, MetricKind, WindowSize
+from tollgate.metering.meter import Meter, MeterSet, MeterVersion, Metric, MetricKind, WindowSize
+from tollgate.metering.refold import recount
 from tollgate.metering.seen import SeenIds
 from tollgate.metering.usage import NEVER, merge_usage
 
@@ -311,6 +312,16 @@ def test_a_version_counts_its_own_times_only() -> None:
     assert done.partitions[0].outcomes == Outcomes(received=4, counted=2, unmatched=2)
 
 
+def test_versions_of_one_filter_keep_their_own_times() -> None:
+    """The same condition over different times is not the same thing."""
+    spans = [(0, None), (0, NOW_MS), (NOW_MS, None), (NOW_MS, NOW_MS + 1)]
+    versions = tuple(MeterVersion(number, meter(), *span) for number, span in enumerate(spans, start=1))
+    compiled = CompiledMeters.compile(MeterSet(1, versions))
+    rows = [row(number, time_ms=NOW_MS + ahead) for number, ahead in enumerate((-1, 0, 1, 2))]
+    done = fold([record(rows)], {0: SeenIds()}, compiled, RULES)
+    assert {key[1]: total[1] for key, total in usage_totals(done.usage).items()} == {1: 4, 2: 1, 3: 3, 4: 1}
+
+
 @pytest.mark.parametrize(
     ("where", "events", "unvalued"),
     [
@@ -328,6 +339,11 @@ def test_a_column_that_was_not_captured_is_not_null(where: str, events: int, unv
     totals = usage_totals(done.usage)
     expected = {KEY: (Decimal(events), events, unvalued)} if events + unvalued else {}
     assert totals == expected
+    logged = {name: value for name, value in row(1, route="/chat").items() if name != "properties.tier"}
+    again = recount(
+        [{**logged, "partition": 0, "offset": 0, "ingest_ms": NOW_MS}], meter_set(meter(where=where)), RULES
+    )
+    assert {key: (held.quantity, held.events, held.unvalued) for key, held in again.usage.items()} == expected
 
 
 def test_records_with_different_columns_meet_in_one_flush() -> None:

@@ -1,0 +1,167 @@
+"""`tollgate verify --refold`: the log counted again, and held against the ledger row by row.
+
+Owns which part of the log is counted again and how the two counts are compared. It refuses to know how either was
+made: the ledger's by the meter, the other by `tollgate.metering.refold`, which shares no code with it.
+
+What it cannot prove it says: a partition whose first records have passed their retention. An id that is used again
+for another call, days after the meter has let go of it, is a duplicate here and a new event there.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from services.cli.console import console, format_time
+from services.cli.log import read_topic
+from services.cli.logged import read_rows
+from services.cli.settings import CliSettings
+from tollgate.contracts.topics import GATEWAY_EVENTS
+from tollgate.ledger.catalogue import load_meter_set
+from tollgate.ledger.counted import Counted, CountedUsage, UsageKey, load_counted
+from tollgate.ledger.engine import Engine
+from tollgate.ledger.progress import load_epochs
+from tollgate.metering.definition import MeterSet
+from tollgate.metering.outcome import Outcomes, TimeRules
+from tollgate.metering.refold import Recount, RecountedUsage, Recounter
+from tollgate.runtime.kafka import topic_bounds
+
+if TYPE_CHECKING:
+    from services.cli.verify import Findings
+
+_HOUR_MS = 3_600_000
+
+
+async def compare_recount(settings: CliSettings, engine: Engine, findings: Findings) -> None:
+    """Count each partition from its first record to what the ledger says is counted, and report every difference.
+
+    1. Read the ledger's side, of one moment: the meter may be running.
+    2. Leave out the partitions whose log is not whole, and say so in `findings.unproven`.
+    3. Count the rest again, each offset by the meter set it was counted with.
+    4. Compare outcomes by partition and usage row by row; every difference is a violation.
+
+    Raises NoSuchTopic, LedgerError, and what a broker that does not answer raises.
+    """
+    counted = load_counted(engine)
+    bounds = await topic_bounds(settings.kafka, GATEWAY_EVENTS.name)
+    stop: dict[int, int] = {}
+    for partition, next_offset in counted.next_offsets.items():
+        begin, end = bounds.get(partition, (0, 0))
+        if begin > 0:
+            findings.unproven.append(f"cannot recount partition {partition}: the log begins at {begin}")
+        elif end < next_offset:
+            findings.unproven.append(
+                f"cannot recount partition {partition}: the log ends at {end}, counted is {next_offset}"
+            )
+        else:
+            stop[partition] = next_offset
+    rules = TimeRules(settings.rules.accept_age_hours * _HOUR_MS, settings.rules.future_seconds * 1000)
+    meters = _MetersInForce(engine, list(stop))
+    recounter = Recounter(meters, rules)
+    await _count_again(settings, stop, recounter, findings)
+    recount = recounter.result()
+    agreed, differences = compare_counts(counted, recount, stop.keys(), meters.name)
+    findings.violations += differences
+    events = sum(ended.received for ended in recount.outcomes.values())
+    findings.facts.append(
+        f"Recount  {events:,} events of the log, on {len(stop)} of {len(counted.next_offsets)} partitions, counted "
+        f"again by other code: {agreed:,} usage rows agree, {len(differences):,} numbers differ"
+    )
+
+
+async def _count_again(
+    settings: CliSettings, stop: Mapping[int, int], recounter: Recounter, findings: Findings
+) -> None:
+    """Feed the log below `stop`, without a gap, to the recount."""
+    expected = dict.fromkeys(stop, 0)
+    terminal = console(stderr=True)
+    columns = (TextColumn("Recounting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=terminal, disable=not terminal.is_terminal, transient=True) as bar:
+        task = bar.add_task("records", total=sum(stop.values()))
+        if any(stop.values()):
+            records = read_topic(
+                settings.kafka, GATEWAY_EVENTS.name, start={p: 0 for p in stop if stop[p]}, stop=stop
+            )
+            async for record in records:
+                if record.offset != expected[record.partition]:
+                    findings.violations.append(
+                        f"log: partition {record.partition} jumps from offset {expected[record.partition]} to "
+                        f"{record.offset}"
+                    )
+                expected[record.partition] = record.offset + 1
+                recounter.add(read_rows(record))
+                bar.advance(task)
+    findings.violations += [
+        f"log: partition {partition} holds nothing from offset {at} to {stop[partition]}, which was counted"
+        for partition, at in expected.items()
+        if at < stop[partition]
+    ]
+
+
+class _MetersInForce:
+    """The meter set each offset was counted with."""
+
+    def __init__(self, engine: Engine, partitions: list[int]) -> None:
+        epochs = {partition: load_epochs(engine, partition) for partition in partitions}
+        versions = {version for found in epochs.values() for _, version in found}
+        self._sets = {version: load_meter_set(engine, version) for version in versions}
+        self._offsets = {partition: [first for first, _ in found] for partition, found in epochs.items()}
+        self._versions = {partition: [version for _, version in found] for partition, found in epochs.items()}
+
+    def __call__(self, partition: int, offset: int) -> MeterSet:
+        place = bisect_right(self._offsets[partition], offset) - 1
+        return self._sets[self._versions[partition][max(place, 0)]]
+
+    def name(self, meter_id: int) -> str:
+        """The meter's name; its id where no set that counted here holds it."""
+        for found in self._sets.values():
+            for version in found.meters:
+                if version.meter_id == meter_id:
+                    return version.meter.name
+        return f"#{meter_id}"
+
+
+def compare_counts(
+    counted: Counted, recount: Recount, partitions: Collection[int], name_of: Callable[[int], str]
+) -> tuple[int, list[str]]:
+    """How many usage rows of `partitions` agree, and every difference, each with both numbers."""
+    differences: list[str] = []
+    for partition in sorted(partitions):
+        again = recount.outcomes.get(partition, Outcomes())
+        differences += [
+            f"recount: partition {partition}: {name} in the ledger is {held}, the log comes to {getattr(again, name)}"
+            for name, held in counted.outcomes[partition].items()
+            if held != getattr(again, name)
+        ]
+    agreed = 0
+    held_keys = {key for key in counted.usage if key[0] in partitions}
+    for key in sorted(held_keys | recount.usage.keys()):
+        found = list(_differences(counted.usage.get(key), recount.usage.get(key)))
+        agreed += not found
+        differences += [f"recount: {_describe(key, name_of)}: {difference}" for difference in found]
+    return agreed, differences
+
+
+def _differences(held: CountedUsage | None, again: RecountedUsage | None) -> Iterator[str]:
+    if held is None or again is None:
+        side, row = ("the log", held) if again is None else ("the ledger", again)
+        assert row is not None, "the key came from one of them"
+        yield f"{side} has no such usage; the other has quantity {row.quantity:f} of {row.events} events"
+        return
+    for name in ("quantity", "events", "unvalued", "latest_event_ms"):
+        one, other = getattr(held, name), getattr(again, name)
+        if one != other:
+            yield (
+                f"{name} in the ledger is {one:f}, the log comes to {other:f}"
+                if name == "quantity"
+                else (f"{name} in the ledger is {one}, the log comes to {other}")
+            )
+
+
+def _describe(key: UsageKey, name_of: Callable[[int], str]) -> str:
+    partition, meter_id, window_start_ms, account, dimensions = key
+    text = f"partition {partition}, meter {name_of(meter_id)}, account {account}, window {format_time(window_start_ms)}"
+    return f"{text}, {dimensions}" if dimensions else text
