@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PYTHONDONTWRITEBYTECODE ?= 1
@@ -22,8 +23,8 @@ $(STAMP): requirements.lock pyproject.toml
 demo: $(STAMP) ## 100,000 events from a gateway's log to Stripe usage, with two kill -9 on the way (KEEP=1 stays up)
 	$(BIN)/tollgate demo $(if $(KEEP),--keep) $(DEMO_ARGS)
 
-test: $(STAMP) ## every test that takes under ten minutes; REQUIRE_REAL=1 makes an absent Kafka a failure
-	$(BIN)/python -m pytest -m "not nightly" $(PYTEST_ARGS)
+test: $(STAMP) ## every test but the nightly ones; REQUIRE_REAL=1 makes an absent Kafka a failure
+	$(BIN)/python -m pytest -m "not nightly" -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
 check: $(STAMP) ## ruff, mypy, import contracts, generated documents up to date, spelling
 	$(BIN)/ruff format --check .

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
-from tollgate.runtime.kafka import new_consumer, topic_partitions
+from tollgate.runtime.kafka import MAX_REQUEST_BYTES, new_consumer, topic_partitions
 from tollgate.runtime.settings import KafkaSettings
 
 
@@ -51,7 +51,7 @@ async def read_topic(
     partition) where that comes first. Raises NoSuchTopic, LogStalled, aiokafka's KafkaError.
     """
     async with _consumer(settings, topic) as (consumer, known):
-        wanted = [TopicPartition(known[0].topic, number) for number in sorted(start or range(len(known)))]
+        wanted = known if start is None else [each for each in known if each.partition in start]
         consumer.assign(wanted)
         ends: dict[TopicPartition, int] = await consumer.end_offsets(wanted)
         begins: dict[TopicPartition, int] = await consumer.beginning_offsets(wanted)
@@ -93,9 +93,11 @@ async def read_records(
     Raises NoSuchTopic, aiokafka's KafkaError.
     """
     found: dict[int, StoredRecord] = {}
-    async with _consumer(settings, topic, fetch_bytes=1) as (consumer, known):
-        for partition, offset in places.items():
-            place = TopicPartition(known[0].topic, partition)
+    async with _consumer(settings, topic, fetch_bytes_max=1) as (consumer, known):
+        for place in known:
+            if place.partition not in places:
+                continue
+            offset = places[place.partition]
             consumer.assign([place])
             begins, ends = await consumer.beginning_offsets([place]), await consumer.end_offsets([place])
             if not begins[place] <= offset < ends[place]:
@@ -104,13 +106,13 @@ async def read_records(
             async with asyncio.timeout(settings.request_timeout_ms / 1000):
                 record = await consumer.getone(place)
             if record.offset == offset:
-                found[partition] = _to_domain(record)
+                found[place.partition] = _to_domain(record)
     return found
 
 
 @asynccontextmanager
 async def _consumer(
-    settings: KafkaSettings, topic: str, *, fetch_bytes: int | None = None
+    settings: KafkaSettings, topic: str, *, fetch_bytes_max: int = MAX_REQUEST_BYTES
 ) -> AsyncIterator[tuple[AIOKafkaConsumer, list[TopicPartition]]]:
     """A consumer without a group, and the topic's partitions. Raises NoSuchTopic."""
     # Asked for by an admin client: asking a consumer would create the topic on a broker that makes them on demand.
@@ -118,8 +120,12 @@ async def _consumer(
     if not count:
         name = settings.topic_name(topic)
         raise NoSuchTopic(f"no topic {name} at {settings.bootstrap_servers}; run `tollgate init`")
-    limits = {} if fetch_bytes is None else {"max_partition_fetch_bytes": fetch_bytes}
-    consumer = new_consumer(settings, client_id="tollgate-cli", auto_offset_reset="earliest", **limits)
+    consumer = new_consumer(
+        settings,
+        client_id="tollgate-cli",
+        auto_offset_reset="earliest",
+        max_partition_fetch_bytes=fetch_bytes_max,
+    )
     try:
         await consumer.start()
         yield consumer, [TopicPartition(settings.topic_name(topic), number) for number in range(count)]

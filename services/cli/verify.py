@@ -124,7 +124,11 @@ async def _check_log(
                 f"log: partition {partition} ends at {end}, but everything below {row.next_offset} was counted: "
                 "the log lost its tail"
             )
-        elif row.fingerprint and begin < row.next_offset:
+        elif row.next_offset and not row.fingerprint:
+            findings.violations.append(
+                f"log: partition {partition}: progress is at {row.next_offset} and names no last record"
+            )
+        elif begin < row.next_offset:
             wanted[partition] = row.next_offset - 1
     records = await read_records(settings.kafka, GATEWAY_EVENTS.name, wanted) if wanted else {}
     for partition, last in wanted.items():

@@ -259,13 +259,13 @@ def _refuse_mismatch(wanted: Mapping[str, TopicSpec], existing: Mapping[str, int
 async def topic_bounds(settings: KafkaSettings, topic: str) -> dict[int, tuple[int, int]]:
     """First offset kept and next offset to be written, of each partition of `topic` (bare name); empty without it."""
     count = await topic_partitions(settings, topic)
+    if not count:
+        return {}
     consumer = new_consumer(settings, client_id="tollgate-bounds", auto_offset_reset="none")
     await consumer.start()
     try:
         name = settings.topic_name(topic)
-        partitions = [TopicPartition(name, number) for number in range(count or 0)]
-        if not partitions:
-            return {}
+        partitions = [TopicPartition(name, number) for number in range(count)]
         begins = await consumer.beginning_offsets(partitions)
         ends = await consumer.end_offsets(partitions)
         return {tp.partition: (begins[tp], ends[tp]) for tp in partitions}
