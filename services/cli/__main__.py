@@ -6,10 +6,10 @@ Commands are imported when they are called, so that `tollgate --help` answers at
 from __future__ import annotations
 
 import importlib
-import sys
 
 import click
 
+from services.cli.group import RootGroup
 from tollgate import __version__
 
 _COMMANDS = {
@@ -31,7 +31,7 @@ _COMMANDS = {
 }
 
 
-class _LazyGroup(click.Group):
+class _LazyGroup(RootGroup):
     """A group whose commands are imported on use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -49,19 +49,6 @@ class _LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, help_) for name, (_, _, help_) in _COMMANDS.items()])
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            import difflib
-
-            near = difflib.get_close_matches(args[0], _COMMANDS, n=1)
-            if near:
-                error.message += f" Did you mean {near[0]!r}?"
-            raise
-
 
 @click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="tollgate")
@@ -75,13 +62,7 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point of the `tollgate` script. Exit codes: 0 done, 1 it failed or found something, 2 wrong use."""
-    from tollgate.ledger.engine import LedgerUnavailable
-
-    try:
-        cli.main(prog_name="tollgate")
-    except LedgerUnavailable as error:
-        click.echo(f"The ledger cannot be reached: {error}", err=True)
-        sys.exit(1)
+    cli.main(prog_name="tollgate")
 
 
 if __name__ == "__main__":

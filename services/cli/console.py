@@ -19,6 +19,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+PIPE_WIDTH = 10_000
+"""Characters: no cell of a piped table is ever folded, so a line is a row."""
+
 
 class Output(StrEnum):
     """What a command prints."""
@@ -49,9 +52,7 @@ def output_options(function: Any) -> Any:
 def console(*, stderr: bool = False) -> Console:
     """A console that is wide enough for a table when it is piped, and plain then."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(
-        file=stream, highlight=False, width=None if stream.isatty() else 200, soft_wrap=not stream.isatty()
-    )
+    return Console(file=stream, highlight=False, width=None if stream.isatty() else PIPE_WIDTH)
 
 
 def format_time(time_ms: int | None) -> str:

@@ -8,13 +8,14 @@ import sys
 import click
 
 from services.cli.console import Output, format_time, output_options, print_rows
+from services.cli.group import Group
+from services.cli.ledger import open_book
 from services.cli.settings import CliSettings
 from tollgate.ledger.directory import list_customers, list_mappings
-from tollgate.ledger.engine import open_ledger
 from tollgate.runtime.settings import load_settings
 
 
-@click.group()
+@click.group(cls=Group)
 def customers() -> None:
     """Show and import Stripe customers and their accounts."""
 
@@ -34,7 +35,7 @@ def list_(output: Output) -> None:
             "accounts": ", ".join(entry.accounts),
             "updated": format_time(entry.updated_ms),
         }
-        for entry in list_customers(open_ledger(settings.ledger.url.get_secret_value()))
+        for entry in list_customers(open_book(settings))
     ]
     print_rows(
         rows, output, title="Customers", empty="none; `tollgate customers import` fetches those at Stripe"
@@ -48,7 +49,7 @@ def list_(output: Output) -> None:
 def mappings(account: str | None, customer: str | None, output: Output) -> None:
     """List which customer pays for an account, and from when to when (event time)."""
     settings = load_settings(CliSettings)
-    engine = open_ledger(settings.ledger.url.get_secret_value())
+    engine = open_book(settings)
     rows = [
         {
             "account": mapping.account,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 import click
 import httpx
 
 from services.cli.console import Output, format_time, output_options, print_rows
-from services.cli.log import NoSuchTopic, read_topic
+from services.cli.group import Group
+from services.cli.log import read_records, read_topic
 from services.cli.settings import CliSettings
 from tollgate.contracts.dead import DeadLetter, decode_dead_letter, encode_dead_letter
 from tollgate.contracts.events import decode_batch
@@ -23,7 +23,7 @@ Place = tuple[int, int]
 """(partition, offset) of a letter in gateway.dead."""
 
 
-@click.group()
+@click.group(cls=Group)
 def dead() -> None:
     """List, show and replay events that could not be counted."""
 
@@ -45,14 +45,6 @@ async def _read_letters(
     return letters
 
 
-@contextmanager
-def _told_plainly() -> Iterator[None]:
-    try:
-        yield
-    except NoSuchTopic as error:
-        raise click.ClickException(str(error)) from None
-
-
 @dead.command(name="list")
 @click.option(
     "--reason", type=click.Choice([reason.value for reason in DeadReason]), help="Only this reason."
@@ -65,8 +57,7 @@ def _told_plainly() -> Iterator[None]:
 def list_(reason: str | None, account: str | None, limit: int, output: Output) -> None:
     """List dead letters: where each is, why, whose, from where."""
     settings = load_settings(CliSettings)
-    with _told_plainly():
-        letters = asyncio.run(_read_letters(settings))
+    letters = asyncio.run(_read_letters(settings))
     rows = [
         {
             "letter": f"{partition}:{offset}",
@@ -93,12 +84,24 @@ def _parse_place(text: str) -> Place:
         raise click.BadParameter(f"{text!r} is not PARTITION:OFFSET as `dead list` prints it") from None
 
 
-async def _read_one(settings: CliSettings, place: Place) -> DeadLetter:
-    async for record in read_topic(settings.kafka, GATEWAY_DEAD.name, start={place[0]: place[1]}):
-        if (record.partition, record.offset) == place:
-            return decode_dead_letter(record.value)
-        break
-    raise click.ClickException(f"no dead letter at {place[0]}:{place[1]}; it may have passed its 35 days")
+async def _read_some(settings: CliSettings, places: Sequence[Place]) -> dict[Place, DeadLetter]:
+    """The letters at these places. Raises ClickException naming every place that holds none any more."""
+    found: dict[Place, DeadLetter] = {}
+    # One record of a partition at a time: as many rounds as a partition has letters wanted.
+    left = dict.fromkeys(places)
+    while left:
+        round_: dict[int, int] = {}
+        for partition, offset in left:
+            round_.setdefault(partition, offset)
+        records = await read_records(settings.kafka, GATEWAY_DEAD.name, round_)
+        for place in round_.items():
+            del left[place]
+            if place[0] in records:
+                found[place] = decode_dead_letter(records[place[0]].value)
+    missing = [f"{partition}:{offset}" for partition, offset in places if (partition, offset) not in found]
+    if missing:
+        raise click.ClickException(f"no dead letter at {', '.join(missing)}; letters are kept 35 days")
+    return {place: found[place] for place in places}
 
 
 @dead.command()
@@ -106,8 +109,8 @@ async def _read_one(settings: CliSettings, place: Place) -> DeadLetter:
 def show(letter: str) -> None:
     """Show one LETTER (PARTITION:OFFSET), its bytes included."""
     settings = load_settings(CliSettings)
-    with _told_plainly():
-        found = asyncio.run(_read_one(settings, _parse_place(letter)))
+    place = _parse_place(letter)
+    found = asyncio.run(_read_some(settings, [place]))[place]
     click.echo(f"reason    {found.reason}\ndetail    {found.detail}\nsource    {found.source}")
     click.echo(f"taken in  {format_time(found.ingest_ms)}\nrows      {found.rows}\nformat    {found.format}")
     click.echo(_payload_text(found))
@@ -141,12 +144,11 @@ def replay(letters: tuple[str, ...], reason: str | None, yes: bool) -> None:
         raise click.ClickException(
             "set TOLLGATE_REPLAY_TOKEN (make one: tollgate tokens create operator --scope replay)"
         )
-    with _told_plainly():
-        if letters:
-            found = {place: asyncio.run(_read_one(settings, place)) for place in map(_parse_place, letters)}
-        else:
-            everything = asyncio.run(_read_letters(settings))
-            found = {place: letter for place, letter in everything.items() if letter.reason == reason}
+    if letters:
+        found = asyncio.run(_read_some(settings, [_parse_place(text) for text in letters]))
+    else:
+        everything = asyncio.run(_read_letters(settings))
+        found = {place: letter for place, letter in everything.items() if letter.reason == reason}
     if not found:
         raise click.ClickException("nothing to replay")
     events = sum(letter.rows for letter in found.values())
@@ -154,17 +156,27 @@ def replay(letters: tuple[str, ...], reason: str | None, yes: bool) -> None:
         click.confirm(
             f"Replay {len(found)} letters ({events} events) through {settings.ingest_url}?", abort=True
         )
+    if not _send_again(settings, settings.replay_token.get_secret_value(), found):
+        raise SystemExit(1)
+
+
+def _send_again(settings: CliSettings, token: str, letters: Mapping[Place, DeadLetter]) -> bool:
+    """Post each letter to ingest, and say what became of it; True when all were taken."""
     refused = 0
     with httpx.Client(
-        base_url=settings.ingest_url,
-        headers={"authorization": f"Bearer {settings.replay_token.get_secret_value()}"},
-        timeout=30.0,
+        base_url=settings.ingest_url, headers={"authorization": f"Bearer {token}"}, timeout=30.0
     ) as client:
-        for (partition, offset), letter in found.items():
-            answer = client.post("/v1/replay", content=encode_dead_letter(letter))
+        for sent, ((partition, offset), letter) in enumerate(letters.items()):
+            try:
+                answer = client.post("/v1/replay", content=encode_dead_letter(letter))
+            except httpx.TransportError as error:
+                raise click.ClickException(
+                    f"ingest at {settings.ingest_url} does not answer ({type(error).__name__}); "
+                    f"{sent - refused} letters replayed, {refused} refused, the rest not tried; "
+                    "replaying all of them again counts none twice"
+                ) from None
             if not answer.is_success:
                 refused += 1
                 click.echo(f"{partition}:{offset} refused: {answer.status_code} {answer.text}", err=True)
-    click.echo(f"{len(found) - refused} letters replayed, {refused} refused")
-    if refused:
-        raise SystemExit(1)
+    click.echo(f"{len(letters) - refused} letters replayed, {refused} refused")
+    return not refused

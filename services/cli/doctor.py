@@ -10,17 +10,19 @@ import click
 
 from services.cli.console import Output, output_options, print_rows
 from services.cli.gateway import StripeGateway, StripeUnreachable
+from services.cli.ledger import open_book
+from services.cli.log import BrokerUnreachable, reaching_broker
 from services.cli.settings import CliSettings
 from tollgate.contracts.events import derive_seed, seed_fingerprint
 from tollgate.contracts.topics import GATEWAY_EVENTS, TOPICS
 from tollgate.ledger.catalogue import load_meter_set
 from tollgate.ledger.controls import load_controls
-from tollgate.ledger.engine import Engine, check_durability, open_ledger
-from tollgate.ledger.errors import LedgerError
+from tollgate.ledger.engine import Engine, check_durability
+from tollgate.ledger.errors import LedgerError, LedgerUnavailable, PinMismatch
 from tollgate.ledger.init import check_pins
 from tollgate.ledger.postings import held_summary
 from tollgate.ledger.sources import load_sources
-from tollgate.runtime.kafka import cluster_id, topic_partitions
+from tollgate.runtime.kafka import ClusterUnidentified, cluster_id, topic_partitions
 from tollgate.runtime.settings import load_settings
 
 
@@ -61,12 +63,13 @@ def _check_kafka(settings: CliSettings) -> Iterator[Finding]:
         return cluster, counts
 
     try:
-        cluster, counts = asyncio.run(ask())
-    except Exception as error:
+        with reaching_broker(settings.kafka):
+            cluster, counts = asyncio.run(ask())
+    except (BrokerUnreachable, ClusterUnidentified) as error:
         yield Finding(
             "Kafka",
             good=False,
-            seen=f"{settings.kafka.bootstrap_servers}: {error}",
+            seen=str(error).partition("; ")[0],
             do="start the broker, or set TOLLGATE_KAFKA__BOOTSTRAP_SERVERS",
         )
         return
@@ -91,33 +94,38 @@ def _check_pins(settings: CliSettings, cluster: str, partitions: int | None) -> 
         expected["partitions"] = partitions
     if settings.id_seed is not None:
         expected["id_seed_fingerprint"] = seed_fingerprint(derive_seed(settings.id_seed.get_secret_value()))
-    engine = open_ledger(settings.ledger.url.get_secret_value())
     try:
-        pins = check_pins(engine, **expected)
-    except LedgerError as error:
+        pins = check_pins(open_book(settings), **expected)
+    except PinMismatch as error:
         yield Finding(
-            "pins", good=False, seen=str(error), do="use the ledger and the cluster that belong together"
+            "pins",
+            good=False,
+            seen=str(error),
+            do="use the ledger, the cluster, the topic prefix and the id seed that belong together",
         )
         return
-    finally:
-        engine.dispose()
+    except LedgerError:
+        # The check of the ledger itself says what is the matter.
+        return
     yield Finding(
         "pins", good=True, seen=f"ledger {pins.ledger_id}, Stripe {pins.stripe_account} {pins.stripe_mode}"
     )
 
 
 def _check_ledger(settings: CliSettings) -> Iterator[Finding]:
-    engine = open_ledger(settings.ledger.url.get_secret_value())
     checks: tuple[Callable[[Engine], Finding], ...] = (_durability, _meters, _tokens, _controls, _holds)
     try:
+        engine = open_book(settings)
         for check in checks:
             yield check(engine)
+    except LedgerUnavailable as error:
+        yield Finding(
+            "ledger", good=False, seen=str(error), do="start the database, or check TOLLGATE_LEDGER__URL"
+        )
     except LedgerError as error:
         yield Finding(
             "ledger", good=False, seen=str(error), do="check TOLLGATE_LEDGER__URL, then run `tollgate init`"
         )
-    finally:
-        engine.dispose()
 
 
 def _durability(engine: Engine) -> Finding:
@@ -184,19 +192,19 @@ def _check_stripe(settings: CliSettings) -> Iterator[Finding]:
         yield Finding("Stripe", good=False, seen=str(error), do="check STRIPE_API_KEY and the network")
         return
     yield Finding("Stripe", good=True, seen=f"account {account.account}, {account.mode} mode")
-    engine = open_ledger(settings.ledger.url.get_secret_value())
     try:
+        engine = open_book(settings)
         check_pins(engine, stripe_account=account.account, stripe_mode=account.mode)
         wanted = sorted(
             version.meter.stripe.event_name
             for version in load_meter_set(engine).meters
             if version.meter.stripe is not None and version.meter.stripe.send == "live"
         )
-    except LedgerError as error:
+    except PinMismatch as error:
         yield Finding("Stripe account", good=False, seen=str(error), do="use the key this ledger belongs to")
         return
-    finally:
-        engine.dispose()
+    except LedgerError:
+        return
     absent = [name for name in wanted if meters.get(name) != "active"]
     yield Finding(
         "Stripe meters",

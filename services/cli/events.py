@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Iterator
 from typing import Any
 
 import click
 
-from services.cli.log import NoSuchTopic, StoredRecord, read_topic
+from services.cli.group import Group
+from services.cli.log import StoredRecord, read_topic
 from services.cli.settings import CliSettings
 from tollgate.contracts import ticks
 from tollgate.contracts.events import UndecodableRecord, contract_of, decode_batch
@@ -17,7 +19,7 @@ from tollgate.contracts.topics import GATEWAY_EVENTS
 from tollgate.runtime.settings import load_settings
 
 
-@click.group()
+@click.group(cls=Group)
 def events() -> None:
     """Read the log of events."""
 
@@ -52,12 +54,8 @@ def tail(
                     if left <= 0:
                         return
 
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(follow())
-    except NoSuchTopic as error:
-        raise click.ClickException(str(error)) from None
-    except KeyboardInterrupt:
-        return
 
 
 def describe_record(record: StoredRecord, *, with_ticks: bool) -> Iterator[dict[str, Any]]:

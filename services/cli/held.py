@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from services.cli.console import Output, format_time, output_options, print_rows
+from services.cli.ledger import open_book
 from services.cli.settings import CliSettings
-from tollgate.ledger.engine import open_ledger
 from tollgate.ledger.posting_rows import HoldReason
 from tollgate.ledger.postings import list_holds
 from tollgate.runtime.settings import load_settings
@@ -37,7 +37,7 @@ def held(reason: str | None, limit: int, output: Output) -> None:
     A new customer, subscription or mapping releases what waited for it by itself.
     """
     settings = load_settings(CliSettings)
-    engine = open_ledger(settings.ledger.url.get_secret_value())
+    engine = open_book(settings)
     rows = [
         {
             "account": hold.slot.account,

@@ -7,14 +7,21 @@ import asyncio
 import click
 
 from services.cli.gateway import StripeGateway, StripeUnreachable
+from services.cli.ledger import open_book
+from services.cli.log import reaching_broker
 from services.cli.settings import CliSettings
 from tollgate.contracts.events import derive_seed, seed_fingerprint
 from tollgate.contracts.topics import GATEWAY_EVENTS, TOPICS
-from tollgate.ledger.engine import open_ledger
-from tollgate.ledger.errors import PinMismatch
 from tollgate.ledger.init import Pins, initialise
 from tollgate.runtime.clock import SystemClock
-from tollgate.runtime.kafka import TopicSpec, cluster_id, create_topics
+from tollgate.runtime.kafka import (
+    ClusterUnidentified,
+    TopicCreationFailed,
+    TopicMismatch,
+    TopicSpec,
+    cluster_id,
+    create_topics,
+)
 from tollgate.runtime.settings import load_settings
 
 RECORD_BYTES_MAX = 8 * 1024 * 1024
@@ -58,11 +65,12 @@ def init() -> None:
         account = StripeGateway(settings.stripe).account()
     except StripeUnreachable as error:
         raise click.ClickException(f"Stripe: {error}") from None
+    engine = open_book(settings, create=True)
     try:
-        cluster = asyncio.run(_prepare_kafka(settings))
-    except Exception as error:
-        raise click.ClickException(f"Kafka at {settings.kafka.bootstrap_servers}: {error}") from error
-    engine = open_ledger(settings.ledger.url.get_secret_value())
+        with reaching_broker(settings.kafka):
+            cluster = asyncio.run(_prepare_kafka(settings))
+    except (TopicMismatch, TopicCreationFailed, ClusterUnidentified) as error:
+        raise click.ClickException(f"Kafka at {settings.kafka.bootstrap_servers}: {error}") from None
     pins = Pins(
         kafka_cluster_id=cluster,
         events_topic=settings.kafka.topic_name(GATEWAY_EVENTS.name),
@@ -72,12 +80,8 @@ def init() -> None:
         id_seed_fingerprint=seed_fingerprint(derive_seed(settings.id_seed.get_secret_value())),
         ledger_id="",
     )
-    try:
-        report = initialise(engine, pins, settings.topics.partitions, SystemClock().now_ms())
-    except PinMismatch as error:
-        raise click.ClickException(str(error)) from None
+    report = initialise(engine, pins, settings.topics.partitions, SystemClock().now_ms())
     click.echo(f"Kafka   cluster {cluster}, {len(TOPICS)} topics, {settings.topics.partitions} partitions")
-    click.echo(
-        f"Ledger  {report.pins.ledger_id}, schema {report.schema_version}, {report.roles_skipped or 'one role a service' if report.roles or report.roles_skipped else 'ready'}"
-    )
+    roles = report.roles_skipped or ("one role a service" if report.roles else "ready")
+    click.echo(f"Ledger  {report.pins.ledger_id}, schema {report.schema_version}, {roles}")
     click.echo(f"Stripe  account {account.account}, {account.mode} mode")

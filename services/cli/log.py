@@ -6,11 +6,12 @@ Owns that one loop. It refuses to know what records hold, and never commits anyt
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.errors import KafkaError
 
 from tollgate.runtime.kafka import MAX_REQUEST_BYTES, new_consumer, topic_partitions
 from tollgate.runtime.settings import KafkaSettings
@@ -36,6 +37,23 @@ class LogStalled(Exception):
     """The broker has records it does not hand out."""
 
 
+class BrokerUnreachable(Exception):
+    """No broker answers, or it refuses; the message says where, and what to set."""
+
+
+@contextmanager
+def reaching_broker(settings: KafkaSettings) -> Iterator[None]:
+    """What Kafka's client raises inside becomes BrokerUnreachable."""
+    try:
+        yield
+    except (KafkaError, OSError, TimeoutError) as error:
+        name = type(error).__name__
+        raise BrokerUnreachable(
+            f"no answer from Kafka at {settings.bootstrap_servers} ({name}); "
+            "start it, or set TOLLGATE_KAFKA__BOOTSTRAP_SERVERS"
+        ) from error
+
+
 async def read_topic(
     settings: KafkaSettings,
     topic: str,
@@ -48,7 +66,7 @@ async def read_topic(
     """Records of `topic` (bare name) of all partitions, or of those in `start` (first offset each).
 
     Without `follow` it ends where the log ended when it began, or before `stop` (first offset not wanted, by
-    partition) where that comes first. Raises NoSuchTopic, LogStalled, aiokafka's KafkaError.
+    partition) where that comes first. Raises NoSuchTopic, LogStalled, BrokerUnreachable.
     """
     async with _consumer(settings, topic) as (consumer, known):
         wanted = known if start is None else [each for each in known if each.partition in start]
@@ -90,7 +108,7 @@ async def read_records(
 ) -> dict[int, StoredRecord]:
     """The record at one offset each of some partitions of `topic` (bare name); those that are there.
 
-    Raises NoSuchTopic, aiokafka's KafkaError.
+    Raises NoSuchTopic, BrokerUnreachable.
     """
     found: dict[int, StoredRecord] = {}
     async with _consumer(settings, topic, fetch_bytes_max=1) as (consumer, known):
@@ -114,23 +132,24 @@ async def read_records(
 async def _consumer(
     settings: KafkaSettings, topic: str, *, fetch_bytes_max: int = MAX_REQUEST_BYTES
 ) -> AsyncIterator[tuple[AIOKafkaConsumer, list[TopicPartition]]]:
-    """A consumer without a group, and the topic's partitions. Raises NoSuchTopic."""
-    # Asked for by an admin client: asking a consumer would create the topic on a broker that makes them on demand.
-    count = await topic_partitions(settings, topic)
-    if not count:
-        name = settings.topic_name(topic)
-        raise NoSuchTopic(f"no topic {name} at {settings.bootstrap_servers}; run `tollgate init`")
-    consumer = new_consumer(
-        settings,
-        client_id="tollgate-cli",
-        auto_offset_reset="earliest",
-        max_partition_fetch_bytes=fetch_bytes_max,
-    )
-    try:
-        await consumer.start()
-        yield consumer, [TopicPartition(settings.topic_name(topic), number) for number in range(count)]
-    finally:
-        await consumer.stop()
+    """A consumer without a group, and the topic's partitions. Raises NoSuchTopic, BrokerUnreachable."""
+    with reaching_broker(settings):
+        # Asked for by an admin client: asking a consumer would create the topic on a broker that makes them on demand.
+        count = await topic_partitions(settings, topic)
+        if not count:
+            name = settings.topic_name(topic)
+            raise NoSuchTopic(f"no topic {name} at {settings.bootstrap_servers}; run `tollgate init`")
+        consumer = new_consumer(
+            settings,
+            client_id="tollgate-cli",
+            auto_offset_reset="earliest",
+            max_partition_fetch_bytes=fetch_bytes_max,
+        )
+        try:
+            await consumer.start()
+            yield consumer, [TopicPartition(settings.topic_name(topic), number) for number in range(count)]
+        finally:
+            await consumer.stop()
 
 
 def _to_domain(record: ConsumerRecord[bytes, bytes]) -> StoredRecord:

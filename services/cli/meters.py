@@ -8,9 +8,10 @@ from pathlib import Path
 import click
 
 from services.cli.console import Output, format_time, output_options, print_rows
+from services.cli.group import Group
+from services.cli.ledger import open_book
 from services.cli.settings import CliSettings
 from tollgate.ledger.catalogue import ApplyReport, apply_meters, load_meter_set
-from tollgate.ledger.engine import open_ledger
 from tollgate.metering.errors import InvalidMeter
 from tollgate.metering.explain import explain as explain_event
 from tollgate.metering.meter import Meter, lint_meters, parse_meters
@@ -22,7 +23,7 @@ _METERS_FILE = click.argument(
 )
 
 
-@click.group()
+@click.group(cls=Group)
 def meters() -> None:
     """Apply, list and explain meters."""
 
@@ -49,7 +50,7 @@ def apply(path: Path, yes: bool) -> None:
     for warning in lint_meters(parsed):
         click.echo(f"warning: {warning}", err=True)
     settings = load_settings(CliSettings)
-    engine = open_ledger(settings.ledger.url.get_secret_value())
+    engine = open_book(settings)
     before = {version.meter.name for version in load_meter_set(engine).meters if version.to_ms is None}
     gone = sorted(before - {meter.name for meter in parsed})
     if gone and not yes:
@@ -81,7 +82,7 @@ def _describe(report: ApplyReport) -> list[str]:
 def list_(output: Output) -> None:
     """List the meters in force, and versions that are about to begin or end."""
     settings = load_settings(CliSettings)
-    engine = open_ledger(settings.ledger.url.get_secret_value())
+    engine = open_book(settings)
     rows = []
     for version in load_meter_set(engine).meters:
         meter = version.meter

@@ -5,8 +5,9 @@ from __future__ import annotations
 import click
 
 from services.cli.console import Output, format_time, output_options, print_rows
+from services.cli.group import Group
+from services.cli.ledger import open_book
 from services.cli.settings import CliSettings
-from tollgate.ledger.engine import open_ledger
 from tollgate.ledger.posting_rows import PostingState
 from tollgate.ledger.postings import (
     list_postings,
@@ -19,7 +20,7 @@ from tollgate.runtime.clock import SystemClock
 from tollgate.runtime.settings import load_settings
 
 
-@click.group()
+@click.group(cls=Group)
 def postings() -> None:
     """Show, park and resume what goes to Stripe."""
 
@@ -35,7 +36,7 @@ def postings() -> None:
 def list_(state: str | None, customer: str | None, key: str | None, limit: int, output: Output) -> None:
     """List postings, newest first: the chain, what it adds, its state, attempts and Stripe's last answer."""
     settings = load_settings(CliSettings)
-    engine = open_ledger(settings.ledger.url.get_secret_value())
+    engine = open_book(settings)
     rows = [
         {
             "posting": f"{posting.posting_key}:{posting.seq}",
@@ -63,7 +64,7 @@ def summary(output: Output) -> None:
     settings = load_settings(CliSettings)
     rows = [
         {"state": entry.state.value, "postings": entry.postings, "units": entry.quantity}
-        for entry in posting_summary(open_ledger(settings.ledger.url.get_secret_value()))
+        for entry in posting_summary(open_book(settings))
     ]
     print_rows(rows, output, title="Postings by state", empty="none yet")
 
@@ -82,7 +83,7 @@ def park(posting: str, reason: str) -> None:
     """Stop POSTING (KEY:SEQ), and with it its chain, until it is resumed."""
     settings = load_settings(CliSettings)
     key, seq = _parse_posting(posting)
-    if not park_posting(open_ledger(settings.ledger.url.get_secret_value()), key, seq, reason):
+    if not park_posting(open_book(settings), key, seq, reason):
         raise click.ClickException(f"{posting} is not there, is being sent, or is settled")
     click.echo(f"parked {posting}")
 
@@ -93,7 +94,7 @@ def resume(posting: str) -> None:
     """Let a parked POSTING (KEY:SEQ) go on, with its old identifier."""
     settings = load_settings(CliSettings)
     key, seq = _parse_posting(posting)
-    if not resume_posting(open_ledger(settings.ledger.url.get_secret_value()), key, seq):
+    if not resume_posting(open_book(settings), key, seq):
         raise click.ClickException(f"{posting} is not parked")
     click.echo(f"resumed {posting}")
 
@@ -107,7 +108,7 @@ def settle(posting: str, delivered: bool) -> None:
     """Say of a parked POSTING (KEY:SEQ) whether Stripe has it. What it has not is planned again."""
     settings = load_settings(CliSettings)
     key, seq = _parse_posting(posting)
-    engine = open_ledger(settings.ledger.url.get_secret_value())
+    engine = open_book(settings)
     if not settle_posting(engine, key, seq, delivered=delivered, now_ms=SystemClock().now_ms()):
         raise click.ClickException(f"{posting} is not parked")
     click.echo(f"settled {posting} as {'delivered' if delivered else 'not delivered'}")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from services.cli.console import console, format_time
-from services.cli.log import read_topic
+from services.cli.log import reaching_broker, read_topic
 from services.cli.logged import read_rows
 from services.cli.settings import CliSettings
 from tollgate.contracts.topics import GATEWAY_EVENTS
@@ -43,10 +43,11 @@ async def compare_recount(settings: CliSettings, engine: Engine, findings: Findi
     3. Count the rest again, each offset by the meter set it was counted with.
     4. Compare outcomes by partition and usage row by row; every difference is a violation.
 
-    Raises NoSuchTopic, LedgerError, and what a broker that does not answer raises.
+    Raises NoSuchTopic, BrokerUnreachable, LogStalled, LedgerError.
     """
     counted = load_counted(engine)
-    bounds = await topic_bounds(settings.kafka, GATEWAY_EVENTS.name)
+    with reaching_broker(settings.kafka):
+        bounds = await topic_bounds(settings.kafka, GATEWAY_EVENTS.name)
     stop: dict[int, int] = {}
     for partition, next_offset in counted.next_offsets.items():
         begin, end = bounds.get(partition, (0, 0))

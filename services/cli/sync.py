@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import click
 
+from services.cli.group import Group
+from services.cli.ledger import open_book
 from services.cli.settings import CliSettings
 from tollgate.ledger.controls import request_sync_now, set_paused
-from tollgate.ledger.engine import open_ledger
 from tollgate.runtime.clock import SystemClock
 from tollgate.runtime.settings import load_settings
 
 
-@click.group()
+@click.group(cls=Group)
 def sync() -> None:
     """Pause, resume or hurry the posting to Stripe."""
 
@@ -21,7 +22,7 @@ def sync() -> None:
 def pause(reason: str) -> None:
     """Send nothing from now on. Counting goes on; usage waits in the ledger."""
     settings = load_settings(CliSettings)
-    set_paused(open_ledger(settings.ledger.url.get_secret_value()), True, SystemClock().now_ms(), reason)
+    set_paused(open_book(settings), True, SystemClock().now_ms(), reason)
     click.echo("paused: nothing is sent to Stripe until `tollgate sync resume`")
 
 
@@ -29,7 +30,7 @@ def pause(reason: str) -> None:
 def resume() -> None:
     """Send again, everything that has been counted since."""
     settings = load_settings(CliSettings)
-    set_paused(open_ledger(settings.ledger.url.get_secret_value()), False, SystemClock().now_ms())
+    set_paused(open_book(settings), False, SystemClock().now_ms())
     click.echo("resumed")
 
 
@@ -37,5 +38,5 @@ def resume() -> None:
 def now() -> None:
     """Plan and send at once instead of at the next cadence."""
     settings = load_settings(CliSettings)
-    request_sync_now(open_ledger(settings.ledger.url.get_secret_value()), SystemClock().now_ms())
+    request_sync_now(open_book(settings), SystemClock().now_ms())
     click.echo("requested; stripe_sync sees it within a second")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import click
 
 from services.cli.console import Output, format_time, output_options, print_rows
+from services.cli.group import Group
+from services.cli.ledger import open_book
 from services.cli.settings import CliSettings
-from tollgate.ledger.engine import open_ledger
 from tollgate.ledger.sources import create_source, list_sources, revoke_source
 from tollgate.runtime.clock import SystemClock
 from tollgate.runtime.settings import load_settings
 
 
-@click.group()
+@click.group(cls=Group)
 def tokens() -> None:
     """Create, list and revoke the tokens gateways send with."""
 
@@ -34,7 +35,7 @@ def create(source: str, scopes: tuple[str, ...]) -> None:
     A source may have several tokens, so that one can be rotated: make the new one, change the gateway, revoke the old.
     """
     settings = load_settings(CliSettings)
-    engine = open_ledger(settings.ledger.url.get_secret_value())
+    engine = open_book(settings)
     try:
         click.echo(create_source(engine, source, scopes, SystemClock().now_ms()))
         click.echo("Shown this once. A running ingest takes it within seconds.", err=True)
@@ -47,7 +48,7 @@ def create(source: str, scopes: tuple[str, ...]) -> None:
 def list_(output: Output) -> None:
     """List tokens: never the secrets."""
     settings = load_settings(CliSettings)
-    engine = open_ledger(settings.ledger.url.get_secret_value())
+    engine = open_book(settings)
     rows = [
         {
             "source": token.name,
@@ -69,7 +70,7 @@ def list_(output: Output) -> None:
 def revoke(source: str, token_id: str | None) -> None:
     """Revoke the tokens of SOURCE, or one of them. Ingest refuses them within seconds."""
     settings = load_settings(CliSettings)
-    engine = open_ledger(settings.ledger.url.get_secret_value())
+    engine = open_book(settings)
     bare = token_id.removeprefix("tg_").split("_")[0] if token_id else None
     revoked = revoke_source(engine, source, SystemClock().now_ms(), bare)
     if not revoked:

@@ -13,10 +13,11 @@ from typing import Any
 import click
 
 from services.cli.console import Output, format_time, output_options, print_rows
+from services.cli.ledger import open_book
 from services.cli.settings import CliSettings
 from tollgate.ledger.catalogue import load_meter_set
 from tollgate.ledger.directory import list_mappings
-from tollgate.ledger.engine import Engine, open_ledger
+from tollgate.ledger.engine import Engine
 from tollgate.ledger.usage import Grouping, UsageTotal, usage_totals
 from tollgate.metering.metric import MetricKind
 from tollgate.runtime.settings import load_settings
@@ -79,7 +80,7 @@ def usage(
     now; what was posted stays with whom it was posted to (`tollgate postings list`).
     """
     settings = load_settings(CliSettings)
-    engine = open_ledger(settings.ledger.url.get_secret_value())
+    engine = open_book(settings)
     payers = {m.account: m.customer_id for m in list_mappings(engine) if m.to_ms is None}
     accounts = [account] if account else None
     if customer is not None:

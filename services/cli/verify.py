@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass, field
 
 import click
 
-from services.cli.log import NoSuchTopic, read_records
+from services.cli.ledger import open_book
+from services.cli.log import NoSuchTopic, reaching_broker, read_records
 from services.cli.settings import CliSettings
 from tollgate.contracts.events import record_fingerprint
 from tollgate.contracts.topics import GATEWAY_EVENTS
-from tollgate.ledger.engine import Engine, open_ledger
+from tollgate.ledger.engine import Engine
 from tollgate.ledger.postings import held_summary, posting_summary
 from tollgate.ledger.progress import PartitionProgress, load_progress
 from tollgate.ledger.verify import verify_ledger
@@ -51,7 +52,7 @@ def verify(refold: bool, no_log: bool, as_json: bool) -> None:
     if refold and no_log:
         raise click.UsageError("--refold reads the log; leave out --no-log")
     settings = load_settings(CliSettings)
-    engine = open_ledger(settings.ledger.url.get_secret_value())
+    engine = open_book(settings)
     findings = Findings()
     try:
         _check_ledger(engine, findings)
@@ -63,8 +64,6 @@ def verify(refold: bool, no_log: bool, as_json: bool) -> None:
             asyncio.run(compare_recount(settings, engine, findings))
     except NoSuchTopic as error:
         findings.violations.append(str(error))
-    finally:
-        engine.dispose()
     if as_json:
         click.echo(json.dumps(asdict(findings), indent=2))
     else:
@@ -112,7 +111,8 @@ async def _check_log(
     settings: CliSettings, progress: dict[int, PartitionProgress], findings: Findings
 ) -> None:
     """The log reaches what was counted, and ends there with the record that was counted."""
-    bounds = await topic_bounds(settings.kafka, GATEWAY_EVENTS.name)
+    with reaching_broker(settings.kafka):
+        bounds = await topic_bounds(settings.kafka, GATEWAY_EVENTS.name)
     wanted: dict[int, int] = {}
     for partition, row in sorted(progress.items()):
         if partition not in bounds:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 
+import polars as pl
 from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector, CollectorRegistry
@@ -160,9 +161,12 @@ class MeterMetrics:
         for dead in fold.dead:
             if dead.partition in partitions:
                 self._dead_letters.labels(dead.reason).inc(dead.rows)
-        self._rows.inc(fold.usage.height)
-        if fold.usage.height:
-            self._unvalued.inc(int(fold.usage["unvalued"].sum()))
+        usage = fold.usage
+        if len(partitions) < len(fold.partitions):
+            usage = usage.filter(pl.col("partition").is_in(list(partitions)))
+        self._rows.inc(usage.height)
+        if usage.height:
+            self._unvalued.inc(int(usage["unvalued"].sum()))
         for ingest_ms, events in freshness:
             self._freshness.observe(max(0, now_ms - ingest_ms) / 1000, events)
 

@@ -91,8 +91,8 @@ class _Flush:
     assigned: Mapping[int, AssignedPartition]
     meters: _Meters
     fold: Fold | None = None
-    freshness: Sequence[tuple[int, int]] = ()
-    """(ingest time, rows) of each events record."""
+    freshness: Mapping[int, Sequence[tuple[int, int]]] = field(default_factory=dict)
+    """Per partition, (ingest time, rows) of each events record."""
     buried: set[int] = field(default_factory=set)
     """Partitions whose dead letters are acknowledged."""
     began: float = 0.0
@@ -395,7 +395,8 @@ class Pipeline:
         self._metrics.committed(
             {partition: the_fold.partitions[partition] for partition in live},
             the_fold,
-            flush.freshness,
+            # Only of what was committed: a partition that left the flush is folded again in another.
+            [seen for partition in live for seen in flush.freshness[partition]],
             self._clock.now_ms(),
             self._clock.monotonic_seconds() - flush.began,
         )
@@ -484,7 +485,7 @@ class Pipeline:
 
 def _fold_and_stage(
     flush: _Flush, live: Mapping[int, AssignedPartition], rules: TimeRules
-) -> tuple[Fold, list[tuple[int, int]]]:
+) -> tuple[Fold, dict[int, list[tuple[int, int]]]]:
     """On the folding thread: everything between bytes and a fold ready to be committed.
 
     A fold that is done again is the oldest flush: whatever is staged came from its own first fold and from the flush
@@ -498,7 +499,10 @@ def _fold_and_stage(
     for partition, assigned in live.items():
         of_partition = folded.partitions[partition]
         assigned.seen.stage(of_partition.next_offset, of_partition.seen_ids)
-    freshness = [(r.ingest_ms, r.rows) for r in records if isinstance(r, EventsRecord)]
+    freshness: dict[int, list[tuple[int, int]]] = {partition: [] for partition in live}
+    for record in records:
+        if isinstance(record, EventsRecord):
+            freshness[record.partition].append((record.ingest_ms, record.rows))
     return folded, freshness
 
 
