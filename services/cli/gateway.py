@@ -69,5 +69,9 @@ class StripeGateway:
 
 
 def _say(error: stripe.StripeError) -> str:
+    """One line, whatever the library has to say."""
+    if isinstance(error, stripe.APIConnectionError):
+        return "no answer; check the network, or TOLLGATE_STRIPE__API_BASE"
     status = f"{error.http_status} " if error.http_status else ""
-    return f"{status}{error.user_message or str(error) or type(error).__name__}".strip()
+    text = f"{status}{error.user_message or str(error) or type(error).__name__}"
+    return " ".join(text.split())

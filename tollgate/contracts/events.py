@@ -123,8 +123,8 @@ def contract_of(headers: Sequence[tuple[str, bytes]]) -> str | None:
 _COMPRESSED = pa.ipc.IpcWriteOptions(compression="lz4")
 _PLAIN = pa.ipc.IpcWriteOptions()
 
-COMPRESS_FROM_ROWS = 32
-"""Below this a record is mostly schema, which buffer compression does not touch, and costs more than it saves."""
+COMPRESS_FROM_ROWS = 256
+"""lz4 costs per buffer, and there are some seventy in a batch: at 64 rows 2.3 microseconds an event against 0.3 plain."""
 
 
 def encode_batch(batch: pa.RecordBatch) -> bytes:

@@ -262,11 +262,36 @@ def _touch_aggregates(touches: Sequence[str]) -> list[pl.Expr]:
     ]
 
 
+DIMENSIONS_BYTES_MAX = 1_200
+"""Dimensions are part of an index key, which PostgreSQL refuses past 2,704 bytes: a caller who sends one long value
+must not stop the partition."""
+
+_SHORTENED_CHARACTERS = 24
+
+
 def write_dimensions(names: Collection[str], values: Sequence[object]) -> str:
-    """The canonical JSON of one key's dimensions, '' without any."""
+    """The canonical JSON of one key's dimensions, '' without any.
+
+    Past DIMENSIONS_BYTES_MAX each long text is cut to 24 characters, an ellipsis and the hash of the whole: nothing is
+    lost to the count, and different texts stay different.
+    """
     if not names:
         return ""
+    written = _as_json(names, values)
+    if len(written.encode("utf-8", "surrogatepass")) > DIMENSIONS_BYTES_MAX:
+        written = _as_json(names, [_shorten(value) for value in values])
+    return written
+
+
+def _as_json(names: Collection[str], values: Sequence[object]) -> str:
     return json.dumps(dict(zip(names, values, strict=True)), ensure_ascii=False, separators=(",", ":"))
+
+
+def _shorten(value: object) -> object:
+    if not isinstance(value, str) or len(value) <= _SHORTENED_CHARACTERS:
+        return value
+    digest = xxhash.xxh3_64_hexdigest(value.encode("utf-8", "surrogatepass"))
+    return f"{value[:_SHORTENED_CHARACTERS]}…{digest}"
 
 
 def hash_value(text: str) -> int:

@@ -29,6 +29,9 @@ from tollgate.metering.metric import Metric
 from tollgate.metering.syntax import negations_of
 from tollgate.metering.window import WindowSize
 
+_DIMENSIONS_MAX = 8
+"""All of them shortened still fit the ledger's index key beside the longest account."""
+
 _METER_KEYS = ("name", "where", "metric", "window", "group_by", "stripe")
 _STRIPE_KEYS = ("mode", "send", "event_name", "product", "price")
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -163,7 +166,11 @@ class _File:
     def _group_by(self, node: yaml.Node | None, name: str) -> tuple[str, ...]:
         value = _construct(node) if node is not None else []
         if isinstance(value, list) and all(isinstance(column, str) for column in value):
-            return tuple(value)
+            if len(value) <= _DIMENSIONS_MAX:
+                return tuple(value)
+            assert node is not None
+            self._problem(node, name, f"group_by: {len(value)} columns, more than {_DIMENSIONS_MAX}")
+            return ()
         assert node is not None
         self._problem(node, name, "group_by: a list of columns is wanted")
         return ()

@@ -8,10 +8,11 @@ seen ids: that the two agree is what makes either believable. Only the types of 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 
+import xxhash
 from sqlglot import exp
 
 from tollgate.metering.definition import MeterSet, MeterVersion
@@ -202,7 +203,18 @@ class _Meter:
         if not self._group_by:
             return ""
         values = {name: row.get(name) for name in self._group_by}
-        return json.dumps(values, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+        text = _dimensions_text(values)
+        if len(text.encode("utf-8", "surrogatepass")) > 1_200:
+            # What an index key cannot hold is named by its beginning and its hash.
+            text = _dimensions_text(
+                {
+                    name: f"{value[:24]}…{xxhash.xxh3_64(value.encode('utf-8', 'surrogatepass')).hexdigest()}"
+                    if isinstance(value, str) and len(value) > 24
+                    else value
+                    for name, value in values.items()
+                }
+            )
+        return text
 
     def _valuer(self, tree: exp.Expr | None, *, weighted: bool) -> Callable[[Row], object]:
         if tree is None:
@@ -218,6 +230,10 @@ class _Meter:
             truth = truth_of(tree)
             return lambda row: {FALSE: "false", NULL: None, TRUE: "true"}[truth(row)[0]]
         return text_of(tree)
+
+
+def _dimensions_text(values: Mapping[str, object]) -> str:
+    return json.dumps(values, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
 
 
 def _within(value: Decimal | None) -> Decimal | None:

@@ -295,6 +295,19 @@ def test_dimensions_are_canonical_json() -> None:
     }
 
 
+def test_a_long_dimension_is_shortened_and_stays_apart() -> None:
+    """PostgreSQL refuses an index key past 2,704 bytes; the count must neither stop nor mix two long values."""
+    model = meter(group_by=("properties.model",))
+    texts = ["x" * 5_000 + end for end in "aab"]
+    done = run(
+        record([row(n, properties={"model": text}) for n, text in enumerate(texts)], properties=("model",)),
+        meters=(model,),
+    )
+    found = {key[4]: total[1] for key, total in usage_totals(done.usage).items()}
+    assert sorted(found.values()) == [1, 2]
+    assert all(len(key) < 100 and key.startswith('{"properties.model":"' + "x" * 24 + "…") for key in found)
+
+
 def test_meters_share_a_flush_with_windows_of_their_own() -> None:
     """Minute, hour and day windows of one event."""
     sizes = tuple(meter(name=size.value, window=size) for size in WindowSize)
