@@ -185,9 +185,9 @@ def _holds(engine: Engine) -> Finding:
 
 def _check_stripe(settings: CliSettings) -> Iterator[Finding]:
     try:
-        gateway = StripeGateway(settings.stripe)
-        account = gateway.account()
-        meters = gateway.meters()
+        with StripeGateway(settings.stripe) as gateway:
+            account = gateway.account()
+            meters = gateway.meters()
     except StripeUnreachable as error:
         yield Finding("Stripe", good=False, seen=str(error), do="check STRIPE_API_KEY and the network")
         return

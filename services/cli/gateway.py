@@ -6,6 +6,7 @@ Owns those two questions. It refuses to change anything at Stripe.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import stripe
 
@@ -33,18 +34,25 @@ def key_mode(api_key: str) -> str:
 
 
 class StripeGateway:
-    """Two read-only questions to Stripe. Raises StripeUnreachable when there is no answer."""
+    """Two read-only questions to Stripe. Raises StripeUnreachable when there is no answer. A context manager."""
 
     def __init__(self, settings: StripeSettings) -> None:
         if settings.api_key is None:
             raise StripeUnreachable("no key: set STRIPE_API_KEY")
         self._api_key = settings.api_key.get_secret_value()
+        self._http = stripe.HTTPXClient(timeout=TIMEOUT_SECONDS, allow_sync_methods=True)
         self._client = stripe.StripeClient(
             self._api_key,
             base_addresses={"api": settings.api_base} if settings.api_base else {},
-            http_client=stripe.HTTPXClient(timeout=TIMEOUT_SECONDS, allow_sync_methods=True),
+            http_client=self._http,
             max_network_retries=2,
         )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
 
     def account(self) -> StripeAccount:
         """The account the key belongs to."""

@@ -62,7 +62,8 @@ def init() -> None:
     if settings.id_seed is None:
         raise click.ClickException("set TOLLGATE_ID_SEED: the secret by which event ids are hashed")
     try:
-        account = StripeGateway(settings.stripe).account()
+        with StripeGateway(settings.stripe) as gateway:
+            account = gateway.account()
     except StripeUnreachable as error:
         raise click.ClickException(f"Stripe: {error}") from None
     engine = open_book(settings, create=True)

@@ -147,10 +147,12 @@ def compare_counts(
 
 
 def _differences(held: CountedUsage | None, again: RecountedUsage | None) -> Iterator[str]:
-    if held is None or again is None:
-        side, row = ("the log", held) if again is None else ("the ledger", again)
-        assert row is not None, "the key came from one of them"
-        yield f"{side} has no such usage; the other has quantity {row.quantity:f} of {row.events} events"
+    if held is None:
+        assert again is not None, "the key came from one of them"
+        yield f"the ledger has no such row, the log comes to {again.quantity:f} of {again.events} events"
+        return
+    if again is None:
+        yield f"quantity in the ledger is {held.quantity:f} of {held.events} events, the log comes to none"
         return
     for name in ("quantity", "events", "unvalued", "latest_event_ms"):
         one, other = getattr(held, name), getattr(again, name)

@@ -28,6 +28,8 @@ from tollgate.runtime.settings import KafkaSettings
 
 _log = structlog.stdlib.get_logger(__name__)
 
+METADATA_AGE_MS = 5_000
+
 BUFFER_RECORDS = 32
 """Records Faust queues between fetching and the agent. Its default of 4096 would hold gigabytes of batches."""
 
@@ -167,6 +169,9 @@ def _app_settings(settings: MeterSettings) -> dict[str, Any]:
         "broker_commit_interval": 60.0,
         "consumer_max_fetch_size": settings.fetch.partition_bytes_max,
         "consumer_auto_offset_reset": "earliest",
+        # A topic that was missing when the group met is assigned only after the next look; the default of five
+        # minutes is five minutes of a process that is up and counts nothing.
+        "consumer_metadata_max_age_ms": METADATA_AGE_MS,
         "consumer_group_instance_id": group.instance,
         "stream_buffer_maxsize": BUFFER_RECORDS,
         "stream_wait_empty": True,

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from decimal import Decimal
@@ -25,7 +25,7 @@ from sandbox.demo.story import CAPTURE
 from sandbox.shop import Shop, Shopper
 from sandbox.stack import BRISK, SERVICES, Stack, StackSettings
 from sandbox.stripe.process import StandInControl, StripeStandIn
-from sandbox.traffic.calls import HOUR_MS, Identity, Mix, generate_calls
+from sandbox.traffic.calls import HOUR_MS, Call, Identity, Kind, Mix, generate_calls
 from sandbox.traffic.formats import Format
 from sandbox.traffic.history import HistoryWriter, read_history
 from sandbox.traffic.sender import Target, send_calls
@@ -180,6 +180,19 @@ class CountedRun:
         finally:
             engine.dispose()
 
+    def counted_calls(self) -> Iterator[Call]:
+        """The calls of the history that ought to be counted, each once."""
+        seen: set[str] = set()
+        for sent in read_history(self.directory / "history.jsonl"):
+            if sent.call.kind in (Kind.NORMAL, Kind.DUPLICATE) and sent.call.id not in seen:
+                seen.add(sent.call.id)
+                yield sent.call
+
+    def stand_in_totals(self) -> dict[tuple[str, str], Decimal]:
+        """What Stripe holds, by customer and meter."""
+        with StandInControl(self.stand_in.base_url) as control:
+            return _totals(control)
+
     def _wait_settled(self, control: StandInControl) -> None:
         expected: dict[tuple[str, str], Decimal] = defaultdict(Decimal)
         for (meter, customer, _), quantity in self.truth.by_customer.items():
@@ -187,10 +200,7 @@ class CountedRun:
                 expected[customer, meter] += quantity
 
         def settled() -> bool:
-            found: dict[tuple[str, str], Decimal] = defaultdict(Decimal)
-            for row in control.totals():
-                found[row["customer"], row["event_name"]] += Decimal(row["quantity"])
-            return self.received() >= self.truth.outcomes["received"] and found == expected
+            return self.received() >= self.truth.outcomes["received"] and _totals(control) == expected
 
         self.wait(settled, "Stripe to hold what was sent")
 
@@ -237,6 +247,13 @@ class CountedRun:
 
     def close(self) -> None:
         self._exit.close()
+
+
+def _totals(control: StandInControl) -> dict[tuple[str, str], Decimal]:
+    found: dict[tuple[str, str], Decimal] = defaultdict(Decimal)
+    for row in control.totals():
+        found[row["customer"], row["event_name"]] += Decimal(row["quantity"])
+    return dict(found)
 
 
 def _name(url: str) -> str:

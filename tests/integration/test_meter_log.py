@@ -33,12 +33,16 @@ async def _truncate(rig: MeterRig, partition: int, before_offset: int) -> None:
         await admin.delete_records({TopicPartition(topic, partition): RecordsToDelete(before_offset)})
 
 
-async def _recreate(rig: MeterRig) -> None:
+async def _delete(rig: MeterRig) -> None:
     topic = rig.settings.topic_name(GATEWAY_EVENTS.name)
     async with admin_client(rig.settings) as admin:
         await admin.delete_topics([topic])
         while topic in await admin.list_topics():  # noqa: ASYNC110 - the broker has no event for it
             await asyncio.sleep(0.05)
+
+
+async def _recreate(rig: MeterRig) -> None:
+    await _delete(rig)
     await create_topics(rig.settings, [TopicSpec(GATEWAY_EVENTS.name, rig.partitions)])
 
 
@@ -117,6 +121,22 @@ async def test_a_topic_recreated_while_it_is_read_is_not_counted(rig: MeterRig) 
     await rig.produce(calls(30, first=5000))
     assert worker.wait(25) == 1
     assert {line["reason"] for line in worker.logged("partition.stopped")} <= {"too_short", "rewritten"}
+    assert rig.progress() == counted
+    assert rig.usage == usage
+
+
+async def test_a_topic_that_was_away_is_met_again(rig: MeterRig) -> None:
+    """The group meets while the topic is missing and assigns nothing; when it is back the worker looks, and stops."""
+    worker = rig.worker().start()
+    await rig.produce(calls(300), rows=5)
+    await rig.until_all_folded()
+    counted, usage = rig.progress(), rig.usage
+    await _delete(rig)
+    await rig.until(lambda: worker.logged("partitions.assigned")[-1]["counted"] == 0)
+    await create_topics(rig.settings, [TopicSpec(GATEWAY_EVENTS.name, rig.partitions)])
+    await rig.produce(calls(30, first=5000))
+    assert worker.wait(25) == 1
+    assert worker.logged("partition.stopped")
     assert rig.progress() == counted
     assert rig.usage == usage
 

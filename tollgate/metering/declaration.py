@@ -25,7 +25,7 @@ from tollgate.metering.definition import (
 )
 from tollgate.metering.errors import InvalidMeter
 from tollgate.metering.expression import check_expression
-from tollgate.metering.metric import Metric
+from tollgate.metering.metric import Metric, MetricKind
 from tollgate.metering.syntax import negations_of
 from tollgate.metering.window import WindowSize
 
@@ -35,6 +35,7 @@ _DIMENSIONS_MAX = 8
 _METER_KEYS = ("name", "where", "metric", "window", "group_by", "stripe")
 _STRIPE_KEYS = ("mode", "send", "event_name", "product", "price")
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_KINDS = frozenset(kind.value for kind in MetricKind)
 _EVENT_NAME_LENGTH_MAX = 100
 
 
@@ -138,7 +139,9 @@ class _File:
             compile_meter(MeterVersion(0, meter, 0), self._properties)
         except InvalidMeter as error:
             for problem in error.problems:
-                self._problem(entries.get(problem.partition(":")[0], node), name, problem)
+                key = problem.partition(":")[0]
+                # A metric's expression is named by its kind, which stands inside the entry `metric`.
+                self._problem(entries.get("metric" if key in _KINDS else key, node), name, problem)
             return None
         return meter
 
