@@ -31,16 +31,17 @@ def dead() -> None:
 async def _read_letters(
     settings: CliSettings, start: dict[int, int] | None = None
 ) -> dict[Place, DeadLetter]:
-    """Letters by place, each event once: a letter the meter wrote again after a crash has the same key."""
+    """Letters by place, each event once: one the meter wrote again after a crash has the same key and reason."""
     letters: dict[Place, DeadLetter] = {}
-    by_key: dict[bytes, Place] = {}
+    # A record has a letter for each reason its events died of, all under its one key.
+    written: set[tuple[bytes, DeadReason]] = set()
     async for record in read_topic(settings.kafka, GATEWAY_DEAD.name, start=start):
         letter = decode_dead_letter(record.value)
         place = (record.partition, record.offset)
         if letter.topic and record.key is not None:
-            if record.key in by_key:
+            if (record.key, letter.reason) in written:
                 continue
-            by_key[record.key] = place
+            written.add((record.key, letter.reason))
         letters[place] = letter
     return letters
 

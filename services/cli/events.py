@@ -44,15 +44,17 @@ def tail(
             from_end=not from_beginning and not no_follow,
             follow=not no_follow,
         )
-        async for record in records:
-            for line in describe_record(record, with_ticks=with_ticks):
-                if account is not None and line.get("account") != account:
-                    continue
-                click.echo(json.dumps(line, separators=(",", ":"), default=str))
-                if left is not None:
-                    left -= 1
-                    if left <= 0:
-                        return
+        # Closed here and not when the loop ends: a consumer left in the middle of a fetch leaks its connection.
+        async with contextlib.aclosing(records):
+            async for record in records:
+                for line in describe_record(record, with_ticks=with_ticks):
+                    if account is not None and line.get("account") != account:
+                        continue
+                    click.echo(json.dumps(line, separators=(",", ":"), default=str))
+                    if left is not None:
+                        left -= 1
+                        if left <= 0:
+                            return
 
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(follow())

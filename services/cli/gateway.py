@@ -52,7 +52,7 @@ class StripeGateway:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._http.close()
+        self._http.close()  # type: ignore[no-untyped-call]
 
     def account(self) -> StripeAccount:
         """The account the key belongs to."""

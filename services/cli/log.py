@@ -6,7 +6,7 @@ Owns that one loop. It refuses to know what records hold, and never commits anyt
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
@@ -62,7 +62,7 @@ async def read_topic(
     stop: Mapping[int, int] | None = None,
     from_end: bool = False,
     follow: bool = False,
-) -> AsyncIterator[StoredRecord]:
+) -> AsyncGenerator[StoredRecord, None]:
     """Records of `topic` (bare name) of all partitions, or of those in `start` (first offset each).
 
     Without `follow` it ends where the log ended when it began, or before `stop` (first offset not wanted, by

@@ -194,7 +194,7 @@ def _assert_everything_agrees(stack: Stack, control: StandInControl, ledger_url:
     assert _stripe_totals(control) == expected_stripe
     assert verify_ledger(engine) == []
     engine.dispose()
-    stack.tollgate("verify", timeout_seconds=240)
+    stack.tollgate("verify", "--refold", timeout_seconds=240)
 
 
 def _ledger_usage(engine: Engine) -> Mapping[tuple[str, str, int], Decimal]:

@@ -27,7 +27,7 @@ def commands(
             yield from commands(command, (*path, name))
 
 
-ALL = dict(commands(cli))  # type: ignore[arg-type]
+ALL = dict(commands(cli))
 
 
 def test_every_command_of_the_outline_is_there() -> None:
