@@ -42,12 +42,13 @@ class VirtualClock:
         """
         if real:
             self._offset_ms, self._frozen_ms = 0, None
-        target_ms = self.now_ms()
+        # Read once: between two looks a flowing clock moves on, and standing still would look like going back.
+        now_ms = target_ms = self.now_ms()
         if now_seconds is not None:
             target_ms = now_seconds * 1000
         if advance_seconds is not None:
             target_ms += advance_seconds * 1000
-        if target_ms < self.now_ms() and not self._state.is_empty():
+        if target_ms < now_ms and not self._state.is_empty():
             raise invalid("Virtual time moves forward only; use real=true to return to real time.", "now")
         keep_frozen = frozen if frozen is not None else self._frozen_ms is not None
         self._offset_ms = target_ms - self._real.now_ms()

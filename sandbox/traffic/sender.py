@@ -38,6 +38,8 @@ class Sending:
     accepted: int = 0
     """Calls in acknowledged requests (malformed entries included: they were answered for)."""
     retries: int = 0
+    repeated: int = 0
+    """Calls in those repeated requests: the most that may be in the log twice."""
 
 
 async def send_calls(
@@ -125,6 +127,7 @@ async def _post_until_acknowledged(
             except httpx.TransportError:
                 # Unknown outcome: it may have been stored. The ids make a second copy harmless.
                 sending.retries += 1
+                sending.repeated += len(batch)
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
             if answer.is_success:
@@ -132,4 +135,5 @@ async def _post_until_acknowledged(
             if answer.status_code < 500 and answer.status_code not in (408, 429):
                 raise Refused(f"{answer.status_code} from {answer.url}: {answer.text[:500]}")
             sending.retries += 1
+            sending.repeated += len(batch)
             await asyncio.sleep(RETRY_SECONDS)

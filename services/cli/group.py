@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import difflib
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -38,11 +40,9 @@ class RootGroup(Group):
     """The outermost group: nothing that an operator can mend leaves it as a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        # Clients log every refused connection; the command says once what that means.
-        logging.getLogger("aiokafka").addHandler(logging.NullHandler())
-        logging.getLogger("aiokafka").propagate = False
         try:
-            return super().invoke(ctx)
+            with _quiet_client():
+                return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:
@@ -50,6 +50,36 @@ class RootGroup(Group):
             if explained is None:
                 raise
             raise click.ClickException(explained) from error
+
+
+@contextmanager
+def _quiet_client() -> Iterator[None]:
+    """Kafka's client logs every refused connection; the command says once what that means."""
+    logger = logging.getLogger("aiokafka")
+    before = logger.propagate
+    handler = logging.NullHandler()
+    # A handler of its own, or Python's last resort would print what does not propagate.
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = before
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Clients log every refused connection; the command says once what that means."""
+    logger, handler = logging.getLogger(name), logging.NullHandler()
+    propagated = logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.propagate = propagated
+        logger.removeHandler(handler)
 
 
 def explain(error: Exception) -> str | None:

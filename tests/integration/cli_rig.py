@@ -18,6 +18,7 @@ from pathlib import Path
 from signal import SIGTERM
 from typing import Any
 
+from click.testing import CliRunner
 from sqlalchemy import insert, select
 
 from sandbox.demo.cast import UNIT_AMOUNTS, yesterday_s
@@ -30,6 +31,7 @@ from sandbox.traffic.formats import Format
 from sandbox.traffic.history import HistoryWriter, read_history
 from sandbox.traffic.sender import Target, send_calls
 from sandbox.traffic.truth import Truth, tell_truth
+from services.cli.__main__ import cli
 from tests.parts.kafka import BrokerSettings, delete_topics
 from tests.parts.postgres import PostgresPart
 from tollgate.contracts.topics import GATEWAY_EVENTS
@@ -231,6 +233,13 @@ class CountedRun:
             check=False,
             stdin=subprocess.DEVNULL,
         )
+
+    def invoke(self, *arguments: str, **changed: str) -> subprocess.CompletedProcess[str]:
+        """The same in this process: a second cheaper, all of it imports."""
+        done = CliRunner().invoke(cli, arguments, env=self.environment(**changed))
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
 
     def copy_ledger(self) -> str:
         """The URL of a copy of the ledger as the run left it. Drop it with `drop_ledger`."""

@@ -6,7 +6,7 @@ import asyncio
 import json
 import subprocess
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,13 @@ from tollgate.runtime.kafka import admin_client
 
 pytestmark = [pytest.mark.kafka, pytest.mark.postgres, pytest.mark.slow]
 
-Verify = Callable[..., subprocess.CompletedProcess[str]]
+Ended = subprocess.CompletedProcess[str]
+
+
+def verify(run: CountedRun, ledger: str, *options: str, **changed: str) -> Ended:
+    """`tollgate verify` on a ledger: as a process on PostgreSQL, without one on SQLite."""
+    command = run.invoke if ledger.startswith("sqlite") else run.tollgate
+    return command("verify", *options, LEDGER__URL=ledger, **changed)
 
 
 @pytest.fixture(params=["postgresql", "sqlite"])
@@ -87,7 +93,7 @@ def of_usage(row: Any) -> Any:
     return condition
 
 
-def assert_found(done: subprocess.CompletedProcess[str], *words: str) -> None:
+def assert_found(done: Ended, *words: str) -> None:
     """Exit code 1, no traceback, and each of `words` in one line that says VIOLATED."""
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
@@ -97,10 +103,10 @@ def assert_found(done: subprocess.CompletedProcess[str], *words: str) -> None:
 
 def test_an_untouched_run_is_proven_both_ways(counted_run: CountedRun, ledger: str) -> None:
     """Ledger, log and recount agree: exit 0, nothing violated, nothing unproven, every event counted again."""
-    plain = counted_run.tollgate("verify", LEDGER__URL=ledger)
+    plain = verify(counted_run, ledger)
     assert (plain.returncode, plain.stderr) == (0, "")
     assert "The law holds." in plain.stdout
-    again = counted_run.tollgate("verify", "--refold", "--json", LEDGER__URL=ledger)
+    again = verify(counted_run, ledger, "--refold", "--json")
     assert again.returncode == 0, again.stdout + again.stderr
     found = json.loads(again.stdout)
     assert (found["violations"], found["unproven"]) == ([], [])
@@ -117,13 +123,13 @@ def test_a_usage_row_changed_by_hand_is_found(counted_run: CountedRun, ledger: s
     row = one_usage(ledger, "api_calls")
     change(ledger, update(usage).where(of_usage(row)).values(quantity=row.quantity + 1))
     assert_found(
-        counted_run.tollgate("verify", LEDGER__URL=ledger),
+        verify(counted_run, ledger),
         "totals",
         f"partition {row.partition}, meter {row.meter_id}",
         "quantity in progress is",
     )
     assert_found(
-        counted_run.tollgate("verify", "--refold", LEDGER__URL=ledger),
+        verify(counted_run, ledger, "--refold"),
         "recount",
         f"partition {row.partition}, meter api_calls, account {row.account}",
         f"quantity in the ledger is {row.quantity + 1}, the log comes to {row.quantity}",
@@ -140,7 +146,7 @@ def test_a_deleted_posting_is_found(counted_run: CountedRun, ledger: str) -> Non
     )
     missing = row.quantity_to - row.quantity_from
     assert_found(
-        counted_run.tollgate("verify", LEDGER__URL=ledger),
+        verify(counted_run, ledger),
         row.posting_key,
         f"{row.quantity_to if alone else missing} is neither posted nor held",
     )
@@ -153,7 +159,7 @@ def test_progress_moved_back_is_found(counted_run: CountedRun, ledger: str) -> N
         ledger,
         update(progress).where(progress.c.partition == row.partition).values(next_offset=row.next_offset - 1),
     )
-    done = counted_run.tollgate("verify", LEDGER__URL=ledger)
+    done = verify(counted_run, ledger)
     assert_found(done, f"partition {row.partition}", f"but progress is at {row.next_offset - 1}")
     assert_found(
         done, f"partition {row.partition}: record {row.next_offset - 2} is not the one that was counted"
@@ -168,7 +174,7 @@ def test_progress_moved_forward_is_found(
     forward = update(progress).where(progress.c.partition == row.partition)
     change(ledger, forward.values(next_offset=row.next_offset + 1))
     assert_found(
-        counted_run.tollgate("verify", LEDGER__URL=ledger, KAFKA__TOPIC_PREFIX=copied_log.topic_prefix),
+        verify(counted_run, ledger, KAFKA__TOPIC_PREFIX=copied_log.topic_prefix),
         f"partition {row.partition} ends at {row.next_offset}",
         f"everything below {row.next_offset + 1} was counted",
         "lost its tail",
@@ -177,9 +183,7 @@ def test_progress_moved_forward_is_found(
     log = {partition: records[: _counted(ledger, partition)] for partition, records in log.items()}
     log[row.partition] = [*log[row.partition][: row.next_offset], log[row.partition][0]]
     asyncio.run(write_log(copied_log, log))
-    done = counted_run.tollgate(
-        "verify", "--refold", LEDGER__URL=ledger, KAFKA__TOPIC_PREFIX=copied_log.topic_prefix
-    )
+    done = verify(counted_run, ledger, "--refold", KAFKA__TOPIC_PREFIX=copied_log.topic_prefix)
     assert_found(done, f"partition {row.partition}: record {row.next_offset} is not the one that was counted")
 
 
@@ -188,14 +192,16 @@ def test_a_log_that_lost_its_tail_is_found(
 ) -> None:
     """A topic recreated with one record less is named by partition; recreated with other records, by the record."""
     environment = {"LEDGER__URL": postgres_ledger, "KAFKA__TOPIC_PREFIX": copied_log.topic_prefix}
-    untouched = counted_run.tollgate("verify", "--refold", **environment)
+    untouched = counted_run.invoke("verify", "--refold", **environment)
     assert untouched.returncode == 0, untouched.stdout + untouched.stderr
     log = asyncio.run(read_log(copied_log))
     partition = max(log, key=lambda number: len(log[number]))
     whole = log[partition]
     asyncio.run(write_log(copied_log, log | {partition: whole[:-1]}))
-    for arguments in (("verify",), ("verify", "--refold")):
-        done = counted_run.tollgate(*arguments, **environment)
+    for done in (
+        counted_run.tollgate("verify", **environment),
+        counted_run.invoke("verify", "--refold", **environment),
+    ):
         assert_found(
             done,
             f"partition {partition} ends at {len(whole) - 1}",
@@ -205,7 +211,7 @@ def test_a_log_that_lost_its_tail_is_found(
     assert f"NOT PROVEN  cannot recount partition {partition}" in done.stderr
     asyncio.run(write_log(copied_log, log | {partition: [*whole[:-1], whole[0]]}))
     assert_found(
-        counted_run.tollgate("verify", **environment),
+        counted_run.invoke("verify", **environment),
         f"partition {partition}: record {len(whole) - 1} is not the one that was counted",
     )
 
@@ -215,7 +221,7 @@ def test_a_log_past_its_retention_is_said_and_no_violation(
 ) -> None:
     """What cannot be counted again is named as not proven; what can agrees; the exit code is 0."""
     asyncio.run(_delete_first_record(copied_log, partition=0))
-    done = counted_run.tollgate(
+    done = counted_run.invoke(
         "verify", "--refold", LEDGER__URL=postgres_ledger, KAFKA__TOPIC_PREFIX=copied_log.topic_prefix
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -228,8 +234,8 @@ def test_a_maximum_changed_by_hand_is_found_by_a_recount_only(counted_run: Count
     """No sum shows it; the recount names partition, meter, account, window and both numbers."""
     row = one_usage(ledger, "slowest_call")
     change(ledger, update(usage).where(of_usage(row)).values(quantity=row.quantity + Decimal("0.5")))
-    assert counted_run.tollgate("verify", LEDGER__URL=ledger).returncode == 0
-    done = counted_run.tollgate("verify", "--refold", LEDGER__URL=ledger)
+    assert verify(counted_run, ledger).returncode == 0
+    done = verify(counted_run, ledger, "--refold")
     assert_found(
         done,
         f"partition {row.partition}, meter slowest_call, account {row.account}, window ",

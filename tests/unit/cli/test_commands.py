@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import click
@@ -111,3 +112,11 @@ def test_what_an_operator_can_mend_is_explained(error: Exception, words: str) ->
 def test_a_bug_stays_a_traceback() -> None:
     """An error nobody foresaw is not dressed up."""
     assert explain(KeyError("x")) is None
+
+
+def test_a_command_leaves_logging_as_it_was() -> None:
+    """Whoever runs a command inside a process of their own keeps their logs."""
+    logger = logging.getLogger("aiokafka")
+    before = list(logger.handlers), logger.propagate, logger.level
+    CliRunner().invoke(cli, ["usage"], env={"TOLLGATE_LEDGER__URL": "nonsense"})
+    assert (list(logger.handlers), logger.propagate, logger.level) == before

@@ -139,3 +139,20 @@ def test_a_transaction_is_whole_or_nothing(state: State) -> None:
     with pytest.raises(ValueError, match="stop"):
         stopped_half_way()
     assert state.setting("a") is None
+
+
+class _EagerClock(ManualClock):
+    """A clock that is a millisecond further at every look."""
+
+    def now_ms(self) -> int:
+        self.advance_ms(1)
+        return super().now_ms()
+
+
+def test_letting_a_flowing_clock_flow_is_not_going_back(state: State) -> None:
+    """Time passes between two looks; a call that moves nothing must not be refused for it."""
+    state.insert("customer", {"id": "cus_1", "created": 1})
+    clock = VirtualClock(_EagerClock(1_000_000), state)
+    before = clock.now_ms()
+    clock.move(now_seconds=None, advance_seconds=None, real=False, frozen=False)
+    assert clock.now_ms() > before
