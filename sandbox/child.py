@@ -103,6 +103,12 @@ class Child:
             return 0
         if self._process.poll() is None:
             self._process.send_signal(number)
+        return self.wait(timeout_seconds)
+
+    def wait(self, timeout_seconds: float) -> int:
+        """Wait until it has ended by itself, kill it when it has not after `timeout_seconds`; returns the exit code."""
+        if self._process is None:
+            return 0
         try:
             code = self._process.wait(timeout_seconds)
         except subprocess.TimeoutExpired:

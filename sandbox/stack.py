@@ -181,7 +181,8 @@ class Stack:
         for name in order:
             if self._children[name].running:
                 self._children[name].send(SIGTERM)
-        return {name: self._children[name].stop(SIGTERM, _STOP_SECONDS) for name in order}
+        # One signal each: a second one could meet a process whose handlers are already gone, and look like a crash.
+        return {name: self._children[name].wait(_STOP_SECONDS) for name in order}
 
 
 class CommandFailed(RuntimeError):
