@@ -47,6 +47,10 @@ __all__ = [
     "read_snapshot",
 ]
 
+IDLE_IN_TRANSACTION_MS = 5_000
+"""A process frozen inside a transaction holds its locks, and whoever takes its work over waits for them. No transaction
+of ours thinks that long between two statements; one that does is rolled back and tried again."""
+
 CONNECT_TIMEOUT_SECONDS = 10
 """A host that does not answer within this is down: the caller's retry, not the kernel's, decides what next."""
 
@@ -104,10 +108,9 @@ def _open_postgresql(url: URL, pool_size: int, statement_timeout_ms: int, role: 
         connection.autocommit = True
         with connection.cursor() as cursor:
             cursor.execute("SELECT set_config('statement_timeout', %s, false)", (str(statement_timeout_ms),))
-            # A process stopped inside a transaction must not hold its locks for ever.
             cursor.execute(
                 "SELECT set_config('idle_in_transaction_session_timeout', %s, false)",
-                (str(statement_timeout_ms),),
+                (str(IDLE_IN_TRANSACTION_MS),),
             )
             if role is not None:
                 cursor.execute("SELECT set_config('role', %s, false)", (role,))

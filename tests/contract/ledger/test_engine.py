@@ -269,3 +269,14 @@ def test_quantities_that_do_not_fit_are_refused(ledger: Engine, value: Decimal) 
         connection.execute(
             insert(progress_totals).values(partition=0, meter_id=1, quantity=value, events=0, unvalued=0)
         )
+
+
+def test_a_frozen_process_holds_its_locks_for_seconds(postgres_url: str) -> None:
+    """The server ends a transaction nobody continues: whoever takes over a frozen worker's partitions waits no longer."""
+    engine = open_ledger(postgres_url)
+    with read_snapshot(engine) as connection:
+        idle = connection.execute(
+            text("SELECT current_setting('idle_in_transaction_session_timeout')")
+        ).scalar()
+    engine.dispose()
+    assert idle == "5s"
