@@ -30,7 +30,7 @@ def describe_machine() -> dict[str, object]:
         # At the end of the run, which is part of it: far above the number of cores, others were working here too.
         "load_average_5_minutes": round(os.getloadavg()[1], 1),
         "memory_kib": int((_first("/proc/meminfo", "MemTotal") or "0").split()[0]),
-        "system": f"{platform.system()} {platform.release()}",
+        "system": platform.system(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "commit": _commit(),
