@@ -115,7 +115,6 @@ def _send(story: Story, stack: Stack, cast: Cast, token: str, history: Path) -> 
         started = time.monotonic()
         with HistoryWriter(history) as writer:
             target = Target((stack.url("ingest"),), token)
-            # Kong and CloudEvents carry the demo's ids and users; a request each, in turn.
             sending = asyncio.run(
                 send_calls(
                     calls,
