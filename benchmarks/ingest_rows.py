@@ -137,7 +137,7 @@ def _decode_bare(bodies: Bodies, installation: Installation) -> float:
         api_key_headers=("apikey",),
         api_key_queries=("apikey",),
     )
-    many = decoder._reader.many
+    many = decoder._shape.reader.many
     for body in bodies.bodies[:4]:
         many.decode(body)
     before = time.process_time()

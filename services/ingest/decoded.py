@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 
@@ -65,23 +65,6 @@ class DecodedBatch:
     rows: int
     columns: Columns
     rejected: Sequence[Rejected] = field(default_factory=tuple)
-
-
-class Decoder(Protocol):
-    """One gateway's format. Pure: the same bytes give the same columns."""
-
-    @property
-    def format(self) -> str:
-        """The word for it: in `gateway`, in dead letters, in metrics."""
-        ...
-
-    def decode(self, body: bytes, *, ingest_ms: int, trust_ids: bool, replayed: bool) -> DecodedBatch:
-        """Every entry of `body` as a row or a rejection. Raises BrokenBody when entries cannot be told apart.
-
-        `trust_ids`: ids the sender put in the body are its own, not its callers'. `replayed`: the body is a dead
-        letter's payload, whose API keys are already hashed.
-        """
-        ...
 
 
 def drop_faults(

@@ -17,14 +17,14 @@ import structlog
 
 from services.ingest.admission import Admission
 from services.ingest.body import BodyLimits, CorruptBody, Hold, RefusedBody, SenderGone, inflate, read_body
-from services.ingest.decoded import BrokenBody, DecodedBatch, Decoder
+from services.ingest.decoded import BrokenBody, Rejected
+from services.ingest.decoder import Decoder
 from services.ingest.group_commit import GroupCommit
 from services.ingest.ingest_time import IngestTime
-from services.ingest.letters import write_body_letter, write_letter
+from services.ingest.letters import RAW
 from services.ingest.metrics import IngestMetrics, Route
-from services.ingest.redaction import Redactor
-from services.ingest.tokens import Caller, TokenBook, read_tokens
-from tollgate.contracts.dead import DeadLetter
+from services.ingest.submission import Submission
+from services.ingest.tokens import Caller, TokenBook
 from tollgate.metering.errors import DeadReason
 from tollgate.runtime.clock import Clock
 from tollgate.runtime.http import Receive, Scope, Send
@@ -84,7 +84,7 @@ def refuse(status: int, message: str, **more: object) -> Answer:
 
 async def send_answer(answer: Answer, send: Send) -> None:
     """Write an answer to the connection."""
-    headers = [(b"content-length", str(len(answer.body)).encode()), *answer.headers]
+    headers = [(b"content-length", b"%d" % len(answer.body)), *answer.headers]
     if answer.status == 204:
         headers = list(answer.headers)
     elif answer.body:
@@ -104,7 +104,7 @@ class Gate:
         """The caller, who may do `scope`. Raises Refusal (401, 403, 503)."""
         if not self.tokens.known:
             raise Refusal(refuse(503, "tokens have not been read yet"))
-        caller = self.tokens.identify(read_tokens(headers))
+        caller = self.tokens.identify(headers)
         if caller is None:
             raise Refusal(refuse(401, "no token in force"))
         if scope not in caller.scopes:
@@ -122,7 +122,6 @@ class Door:
         gate: Gate,
         commit: GroupCommit,
         limits: BodyLimits,
-        redactor: Redactor,
         clock: Clock,
         ingest_time: IngestTime,
         metrics: IngestMetrics,
@@ -132,7 +131,6 @@ class Door:
         self._gate = gate
         self._commit = commit
         self._limits = limits
-        self._redactor = redactor
         self._clock = clock
         self._ingest_time = ingest_time
         self._metrics = metrics
@@ -166,34 +164,29 @@ class Door:
         encoding = self._check_headers(headers)
 
         body = await read_body(receive, _length(headers), self._limits, hold)
-        ingest_ms = self._ingest_time.now_ms()
+        entrance = self._entrance
         try:
             if encoding:
                 body = await inflate(body, encoding, self._limits, hold)
-            decoded = self._entrance.decoder.decode(
-                body,
-                ingest_ms=ingest_ms,
-                trust_ids=caller.source not in self._untrusted_id_sources,
-                replayed=False,
-            )
+            reading = entrance.decoder.read(body)
         except (BrokenBody, CorruptBody) as broken:
-            return await self._answer_broken(body, broken, caller, ingest_ms)
+            return await self._answer_broken(body, broken, caller)
         size = len(body)
+        # The reading alone keeps the bytes, and only until its group is sealed.
         del body
-        letters = [
-            write_letter(
-                rejected,
-                format=self._entrance.decoder.format,
-                source=caller.source,
-                ingest_ms=ingest_ms,
-                redactor=self._redactor,
-            )
-            for rejected in decoded.rejected
-        ]
-        if not await self._commit.submit(caller.source, decoded, letters):
+        arrived_ms = self._ingest_time.now_ms()
+        waiting = self._commit.submit(
+            caller.source,
+            entrance.decoder,
+            reading,
+            trust_ids=caller.source not in self._untrusted_id_sources,
+        )
+        del reading
+        outcome = await waiting
+        if not outcome.acknowledged:
             return refuse(503, "not acknowledged in time: send it again")
-        self._count(decoded, letters, size, ingest_ms)
-        return self._answer_counts(decoded.rows, len(letters))
+        self._count(outcome, size, arrived_ms)
+        return self._answer_counts(outcome.accepted, len(outcome.rejected))
 
     def _check_headers(self, headers: Headers) -> str:
         """The content encoding. Raises Refusal(415) for a content type this entrance does not take."""
@@ -207,43 +200,36 @@ class Door:
                 )
         return headers.get(b"content-encoding", b"").decode("latin-1").strip().lower()
 
-    async def _answer_broken(
-        self, body: bytes, broken: BrokenBody | CorruptBody, caller: Caller, ingest_ms: int
-    ) -> Answer:
+    async def _answer_broken(self, body: bytes, broken: BrokenBody | CorruptBody, caller: Caller) -> Answer:
         if not self._entrance.quarantine_broken:
             position = {"position": broken.position} if isinstance(broken, BrokenBody) else {}
             return refuse(400, f"not JSON: {broken}", reason=DeadReason.BAD_JSON.value, **position)
-        letter = write_body_letter(
-            body, str(broken), source=caller.source, ingest_ms=ingest_ms, redactor=self._redactor
-        )
-        if not await self._commit.submit(caller.source, DecodedBatch(0, {}), [letter]):
+        whole = Rejected(DeadReason.BAD_JSON, str(broken), body)
+        outcome = await self._commit.submit_rejected(caller.source, RAW, whole)
+        if not outcome.acknowledged:
             return refuse(503, "not acknowledged in time: send it again")
-        self._metrics.count_rejected(self._entrance.route, letter.reason)
+        self._metrics.count_rejected(self._entrance.route, whole.reason)
         return self._answer_counts(0, 1)
 
-    def _count(
-        self, decoded: DecodedBatch, letters: list[DeadLetter], body_bytes: int, ingest_ms: int
-    ) -> None:
-        age_ms = ingest_ms - min(decoded.columns["time_ms"]) if decoded.rows else None
-        self._metrics.count_events(self._entrance.route, body_bytes, decoded.rows, age_ms)
-        for letter in letters:
-            self._metrics.count_rejected(self._entrance.route, letter.reason)
-        if letters:
-            _log.info(
-                "events.rejected",
-                route=self._entrance.route.value,
-                rejected=len(letters),
-                accepted=decoded.rows,
-                reasons=sorted({letter.reason.value for letter in letters}),
-            )
+    def _count(self, outcome: Submission, body_bytes: int, arrived_ms: int) -> None:
+        age_ms = None if outcome.oldest_ms is None else arrived_ms - outcome.oldest_ms
+        self._metrics.count_events(self._entrance.route, body_bytes, outcome.accepted, age_ms)
+        if not outcome.rejected:
+            return
+        for rejected in outcome.rejected:
+            self._metrics.count_rejected(self._entrance.route, rejected.reason)
+        _log.info(
+            "events.rejected",
+            route=self._entrance.route.value,
+            rejected=len(outcome.rejected),
+            accepted=outcome.accepted,
+            reasons=sorted({rejected.reason.value for rejected in outcome.rejected}),
+        )
 
     def _answer_counts(self, accepted: int, rejected: int) -> Answer:
-        counts = (
-            (b"x-tollgate-accepted", str(accepted).encode()),
-            (b"x-tollgate-rejected", str(rejected).encode()),
-        )
         entrance = self._entrance
         if entrance.success == 204:
+            counts = ((b"x-tollgate-accepted", b"%d" % accepted), (b"x-tollgate-rejected", b"%d" % rejected))
             return Answer(204, b"", counts + entrance.headers)
         body = b'{"accepted":%d,"rejected":%d}' % (accepted, rejected)
         return Answer(entrance.success, body, entrance.headers)

@@ -45,16 +45,22 @@ class EntryReader(Generic[T]):
     prune: Callable[[bytes], bytes] = bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Entries(Generic[T]):
     """The readable entries of a body, and the others."""
 
+    body: bytes
     read: list[T]
     rejected: list[Rejected]
-    payloads: list[bytes] | None
-    """The bytes of each of `read`; None when the fast path did not need them."""
-    suspicious: bool
+    suspicious: bool = False
     """Some text of a readable entry may hold a NUL."""
+    _payloads: list[bytes] | None = None
+
+    def payload(self, row: int) -> bytes:
+        """The bytes of `read[row]`. Entries are told apart again the first time: it is asked for the broken ones alone."""
+        if self._payloads is None:
+            self._payloads = split_entries(self.body)
+        return self._payloads[row]
 
 
 def read_entries(body: bytes, reader: EntryReader[T]) -> Entries[T]:
@@ -65,8 +71,8 @@ def read_entries(body: bytes, reader: EntryReader[T]) -> Entries[T]:
     if not suspicious:
         try:
             if array:
-                return Entries(reader.many.decode(body), [], None, False)
-            return Entries([reader.one.decode(body)], [], [body], False)
+                return Entries(body, reader.many.decode(body), [])
+            return Entries(body, [reader.one.decode(body)], [])
         except _UNREADABLE:
             pass
     return _recover(body, array, reader, suspicious)
@@ -101,14 +107,17 @@ def value_end(data: bytes, start: int) -> int:
 
 
 def _starts_array(body: bytes) -> bool:
-    return body[:1] == b"[" or body[:1024].removeprefix(_BOM).lstrip(_WHITESPACE)[:1] == b"["
+    first = body[:1]
+    if first == b"{":
+        return False
+    return first == b"[" or body[:1024].removeprefix(_BOM).lstrip(_WHITESPACE)[:1] == b"["
 
 
 def _recover(body: bytes, array: bool, reader: EntryReader[T], suspicious: bool) -> Entries[T]:
     """1. Mend the text. 2. Tell entries apart. 3. Read each alone."""
     body = mend_text(body)
-    entries: Entries[T] = Entries([], [], [], suspicious)
-    assert entries.payloads is not None
+    payloads: list[bytes] = []
+    entries: Entries[T] = Entries(body, [], [], suspicious, payloads)
     for payload in split_entries(body):
         try:
             entry = _read_one(payload, reader)
@@ -119,7 +128,7 @@ def _recover(body: bytes, array: bool, reader: EntryReader[T], suspicious: bool)
             entries.rejected.append(Rejected(reason, detail, payload))
         else:
             entries.read.append(entry)
-            entries.payloads.append(payload)
+            payloads.append(payload)
     return entries
 
 

@@ -1,25 +1,33 @@
 """Group commit: the waiting room between requests and the log.
 
-Owns when what is pending is sealed (a few milliseconds after the first event of a group, sooner when there is much)
-and when a request has waited long enough for its answer. It refuses to know what a record holds and how it is sent.
+Owns when what is pending is sealed (a few milliseconds after the first event of a group, later while many come,
+sooner when there is much) and when a request has waited long enough for its answer. It refuses to know what a record holds and how it is sent.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import pyarrow as pa
 
-from services.ingest.decoded import DecodedBatch
+from services.ingest.decoded import Columns, Rejected
+from services.ingest.decoder import Decoder
+from services.ingest.entries import Entries
 from services.ingest.ingest_time import IngestTime
-from services.ingest.packer import Packer, SealedRecord, Submission
+from services.ingest.packer import Packer, SealedRecord
+from services.ingest.pending import Pending
+from services.ingest.submission import Submission
 from tollgate.contracts.dead import DeadLetter
 from tollgate.runtime.clock import Clock
 
 _OVERDUE_CHECK_SECONDS = 0.25
+
+LetterWriter = Callable[[Rejected, str, str, int], DeadLetter]
+"""Makes the letter of a rejected entry, from its format, its source and the ingest time."""
 
 
 class RecordLog(Protocol):
@@ -28,6 +36,20 @@ class RecordLog(Protocol):
     def produce(self, records: Sequence[SealedRecord]) -> None: ...
 
     def produce_dead(self, letter: DeadLetter, submission: Submission) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRules:
+    """When a group is sealed."""
+
+    delay_seconds: float
+    """An event waits this long for others in any case."""
+    delay_seconds_max: float
+    """And this long while enough others keep coming."""
+    rows_worth_waiting: int
+    """What half of `delay_seconds` must bring for the group to stay open."""
+    rows_max: int
+    """At so many rows nobody waits any longer."""
 
 
 class GroupCommit:
@@ -39,43 +61,62 @@ class GroupCommit:
         log: RecordLog,
         clock: Clock,
         ingest_time: IngestTime,
+        write_letter: LetterWriter,
         *,
-        delay_seconds: float,
-        rows_max: int,
+        rules: GroupRules,
         answer_timeout_seconds: float,
     ) -> None:
         self._packer = packer
         self._log = log
         self._clock = clock
         self._ingest_time = ingest_time
-        self._delay_seconds = delay_seconds
-        self._rows_max = rows_max
+        self._write_letter = write_letter
+        self._rules = rules
         self._answer_timeout_seconds = answer_timeout_seconds
-        self._pending = asyncio.Event()
+        self._pending = Pending(packer.schema)
+        self._something = asyncio.Event()
         self._waiting: deque[tuple[float, Submission]] = deque()
         self._in_flight = 0
+        # Asking for the running loop is a system call each time.
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._idle = asyncio.Event()
         self._idle.set()
 
     def submit(
-        self, source: str, decoded: DecodedBatch, letters: Sequence[DeadLetter] = ()
-    ) -> asyncio.Future[bool]:
-        """A future of True once every event and every letter is in the log, of False when that is not known in time.
+        self, source: str, decoder: Decoder, reading: Entries[Any], *, trust_ids: bool
+    ) -> asyncio.Future[Submission]:
+        """A future of what became of a body: settled once every event and every letter of it is in the log, or
+        when that is not known in time.
 
-        After False some of them may be in the log all the same: the sender is to send again, with the same ids.
+        When it was not acknowledged some of them may be in the log all the same: the sender is to send again, with
+        the same ids.
         """
-        submission, done = self._open(len(letters) + (1 if decoded.rows else 0))
-        for letter in letters:
-            self._log.produce_dead(letter, submission)
-        if decoded.rows:
-            self._packer.add(source, decoded.columns, decoded.rows, submission)
-            if self._packer.rows >= self._rows_max:
+        submission, done = self._open(len(reading.rejected) + (1 if reading.read else 0))
+        ingest_ms = self._ingest_time.now_ms()
+        if reading.rejected:
+            for rejected in reading.rejected:
+                self._reject(rejected, decoder.format, source, ingest_ms, submission)
+        if reading.read:
+            self._pending.add(source, decoder, trust_ids, reading, submission, ingest_ms)
+            if self._pending.rows >= self._rules.rows_max:
                 self.flush()
             else:
-                self._pending.set()
+                self._something.set()
         return done
 
-    def submit_batch(self, source: str, batch: pa.RecordBatch, accept_late: bool) -> asyncio.Future[bool]:
+    def submit_rejected(self, source: str, format: str, rejected: Rejected) -> asyncio.Future[Submission]:
+        """Like `submit`, for a body that is nothing but one dead letter."""
+        submission, done = self._open(1)
+        self._reject(rejected, format, source, self._ingest_time.now_ms(), submission)
+        return done
+
+    def submit_columns(self, source: str, columns: Columns) -> asyncio.Future[Submission]:
+        """Like `submit`, for events that are columns already. They are not packed with others."""
+        return self.submit_batch(source, self._packer.to_batch(columns), accept_late=False)
+
+    def submit_batch(
+        self, source: str, batch: pa.RecordBatch, accept_late: bool
+    ) -> asyncio.Future[Submission]:
         """Like `submit`, for a batch of events that exists already. It is not packed with others."""
         submission, done = self._open(1 if batch.num_rows else 0)
         if batch.num_rows:
@@ -83,38 +124,69 @@ class GroupCommit:
             self._log.produce(self._packer.seal_batch(source, batch, submission, ingest_ms, accept_late))
         return done
 
-    def _open(self, parts: int) -> tuple[Submission, asyncio.Future[bool]]:
-        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        if not parts:
-            done.set_result(True)
-            return Submission(lambda _: None, 0), done
+    def _open(self, parts: int) -> tuple[Submission, asyncio.Future[Submission]]:
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        done: asyncio.Future[Submission] = self._loop.create_future()
         self._in_flight += 1
         self._idle.clear()
 
-        def finish(acknowledged: bool) -> None:
+        def finish(submission: Submission) -> None:
             self._in_flight -= 1
             if not self._in_flight:
                 self._idle.set()
             # The request may be gone: its client closed the connection.
             if not done.done():
-                done.set_result(acknowledged)
+                done.set_result(submission)
 
         submission = Submission(finish, parts)
+        if not parts:
+            submission.settle(True)
+            return submission, done
         deadline = self._clock.monotonic_seconds() + self._answer_timeout_seconds
         self._waiting.append((deadline, submission))
         return submission, done
 
+    def _reject(
+        self, rejected: Rejected, format: str, source: str, ingest_ms: int, submission: Submission
+    ) -> None:
+        """One entry into the dead letters; `submission` has a part outstanding for it."""
+        submission.rejected.append(rejected)
+        self._log.produce_dead(self._write_letter(rejected, format, source, ingest_ms), submission)
+
     def flush(self) -> None:
         """Seal what is pending and hand it to the log."""
-        self._pending.clear()
-        if self._packer.rows:
-            self._log.produce(self._packer.seal(self._ingest_time.now_ms()))
+        self._something.clear()
+        if not self._pending.rows:
+            return
+        ingest_ms = self._ingest_time.now_ms()
+        groups, refused = self._pending.take(ingest_ms)
+        for entry in refused:
+            entry.owner.outstanding += 1
+            self._reject(entry.rejected, entry.format, entry.source, ingest_ms, entry.owner)
+        self._log.produce(self._packer.seal(groups, ingest_ms))
 
     async def run(self) -> None:
-        """Seal each group when its delay is over, until cancelled."""
+        """Seal each group when its time is over, until cancelled.
+
+        A record costs the same for one event as for ten, here, in the broker and in the meter, so a busy group stays
+        open longer. It closes as soon as too little comes: senders that wait for their answers do not wait for each
+        other.
+        """
+        rules = self._rules
+        step_seconds = rules.delay_seconds / 2
         while True:
-            await self._pending.wait()
-            await self._clock.sleep_seconds(self._delay_seconds)
+            await self._something.wait()
+            opened = self._clock.monotonic_seconds()
+            await self._clock.sleep_seconds(step_seconds)
+            while True:
+                rows = self._pending.rows
+                await self._clock.sleep_seconds(step_seconds)
+                came = self._pending.rows - rows
+                waited = self._clock.monotonic_seconds() - opened
+                # After a flush in between, by rows_max, what came is negative.
+                if came < rules.rows_worth_waiting or waited >= rules.delay_seconds_max:
+                    break
             self.flush()
 
     async def watch_deadlines(self) -> None:

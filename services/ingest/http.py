@@ -25,7 +25,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.requests import ClientDisconnect
 
 from services.ingest.body import BodyLimits, Hold, RefusedBody, SenderGone, read_body
-from services.ingest.decoded import Decoder
+from services.ingest.decoder import Decoder
 from services.ingest.door import Answer, Door, Entrance, Gate, Handler, Refusal, refuse
 from services.ingest.gateways import cloudevents, kong, moesif
 from services.ingest.metrics import IngestMetrics, Route

@@ -10,7 +10,6 @@ from services.ingest.decoded import Rejected
 from services.ingest.gateways import cloudevents
 from services.ingest.redaction import Redactor
 from tollgate.contracts.dead import DeadLetter
-from tollgate.metering.errors import DeadReason
 
 PAYLOAD_BYTES_MAX = 1024 * 1024
 """Longer payloads are cut, and say so: a record has a limit, and what is needed to see the mistake is at the start."""
@@ -19,9 +18,9 @@ RAW = "raw"
 
 
 def write_letter(
-    rejected: Rejected, *, format: str, source: str, ingest_ms: int, redactor: Redactor
+    redactor: Redactor, rejected: Rejected, format: str, source: str, ingest_ms: int
 ) -> DeadLetter:
-    """The letter of one rejected entry of a body in `format`."""
+    """The letter of one rejected entry of a body in `format`; `RAW`: of a body in which none can be told apart."""
     payload = redactor.redact(rejected.payload, gateway_entry=format != cloudevents.FORMAT)
     detail = rejected.detail
     if len(payload) > PAYLOAD_BYTES_MAX:
@@ -36,17 +35,4 @@ def write_letter(
         format=format,
         payload=payload,
         ingest_ms=ingest_ms,
-    )
-
-
-def write_body_letter(
-    body: bytes, detail: str, *, source: str, ingest_ms: int, redactor: Redactor
-) -> DeadLetter:
-    """The letter of a whole body in which no entries can be told apart."""
-    return write_letter(
-        Rejected(DeadReason.BAD_JSON, detail, body),
-        format=RAW,
-        source=source,
-        ingest_ms=ingest_ms,
-        redactor=redactor,
     )

@@ -21,7 +21,8 @@ from aiokafka.errors import KafkaError
 from services.ingest.admission import Admission
 from services.ingest.ingest_time import IngestTime
 from services.ingest.metrics import IngestMetrics
-from services.ingest.packer import SealedRecord, Submission
+from services.ingest.packer import SealedRecord
+from services.ingest.submission import Submission
 from tollgate.contracts.dead import DEAD_HEADERS, DeadLetter, encode_dead_letter
 from tollgate.contracts.events import headers_to_kafka
 from tollgate.contracts.ticks import TICK_INTERVAL_SECONDS, Tick, encode_tick, tick_headers

@@ -8,10 +8,15 @@ from __future__ import annotations
 from enum import StrEnum
 
 from aiokafka.errors import KafkaError
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from tollgate.metering.errors import DeadReason
-from tollgate.runtime.metrics import BUCKETS_BYTES, BUCKETS_FRESHNESS_SECONDS, BUCKETS_SECONDS
+from tollgate.runtime.metrics import (
+    BUCKETS_BYTES,
+    BUCKETS_FRESHNESS_SECONDS,
+    BUCKETS_SECONDS,
+    LoopHistogram,
+)
 
 BUCKETS_ROWS: tuple[float, ...] = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 """Around 500, from where on a record's fixed costs at the meter no longer matter."""
@@ -45,38 +50,31 @@ class IngestMetrics:
         self._requests = Counter(
             "tollgate_ingest_requests", "Requests by status code.", ["route", "code"], registry=registry
         )
-        self._request_seconds = Histogram(
+        request_seconds = LoopHistogram(
             "tollgate_ingest_request_duration_seconds",
             "From a request's first byte to its answer.",
+            BUCKETS_SECONDS,
+            registry,
             ["route"],
-            buckets=BUCKETS_SECONDS,
-            registry=registry,
         )
-        self._request_bytes = Histogram(
-            "tollgate_ingest_request_bytes",
-            "Bodies, decompressed.",
-            ["route"],
-            buckets=BUCKETS_BYTES,
-            registry=registry,
+        request_bytes = LoopHistogram(
+            "tollgate_ingest_request_bytes", "Bodies, decompressed.", BUCKETS_BYTES, registry, ["route"]
         )
-        self._event_age = Histogram(
+        self._event_age = LoopHistogram(
             "tollgate_ingest_event_age_seconds",
             "Age of the oldest event of a request when it arrives.",
-            buckets=BUCKETS_FRESHNESS_SECONDS,
-            registry=registry,
-        )
-        self._produce_seconds = Histogram(
+            BUCKETS_FRESHNESS_SECONDS,
+            registry,
+        ).of()
+        self._produce_seconds = LoopHistogram(
             "tollgate_ingest_produce_duration_seconds",
             "From a record's sending to the broker's acknowledgement.",
-            buckets=BUCKETS_SECONDS,
-            registry=registry,
-        )
-        self._record_rows = Histogram(
-            "tollgate_ingest_record_events",
-            "Events in one acknowledged record.",
-            buckets=BUCKETS_ROWS,
-            registry=registry,
-        )
+            BUCKETS_SECONDS,
+            registry,
+        ).of()
+        self._record_rows = LoopHistogram(
+            "tollgate_ingest_record_events", "Events in one acknowledged record.", BUCKETS_ROWS, registry
+        ).of()
         self._produce_failures = Counter(
             "tollgate_ingest_produce_failures",
             "Records refused by the broker or given up, by kind of error.",
@@ -100,8 +98,8 @@ class IngestMetrics:
         )
         self._observers = {
             route: (
-                self._request_seconds.labels(route.value).observe,
-                self._request_bytes.labels(route.value).observe,
+                request_seconds.of(route.value).observe,
+                request_bytes.of(route.value).observe,
                 self._events.labels(route.value, "acknowledged").inc,
             )
             for route in Route

@@ -1,47 +1,29 @@
 """Packing: the events of many requests into few records, each of one partition and one source.
 
-Owns what is pending, how it is routed by account and cut into records, and who waits for which record. Pure: it has
-no clock, no tasks, no broker; `group_commit` turns its handle. It refuses to know any gateway's format.
+Owns how rows are routed by account and cut into records, and who waits for which record. Pure: it has no clock, no
+tasks, no broker; `group_commit` turns its handle. It refuses to know any gateway's format.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
 
 from services.ingest.decoded import Columns
+from services.ingest.pending import Converted
+from services.ingest.submission import Submission
 from tollgate.contracts.events import EventHeaders, assign_partition, encode_batch, event_schema
 
 RECORD_BYTES_MAX = 4 * 1024 * 1024
 """Half of what topics allow a record, so that nothing added in transport can make one too large."""
 
-
-class Submission:
-    """What one request waits for: the acknowledgement of everything it put into the log.
-
-    `outstanding` counts the parts not yet acknowledged; `finish` is called once, with whether all of them were.
-    """
-
-    __slots__ = ("_finish", "outstanding")
-
-    def __init__(self, finish: Callable[[bool], None], parts: int) -> None:
-        self._finish: Callable[[bool], None] | None = finish
-        self.outstanding = parts
-
-    @property
-    def finished(self) -> bool:
-        return self._finish is None
-
-    def settle(self, acknowledged: bool) -> None:
-        """One part was acknowledged, or will not be in time: then the request has failed whatever else happens."""
-        self.outstanding -= 1
-        if self._finish is not None and (not acknowledged or self.outstanding <= 0):
-            finish, self._finish = self._finish, None
-            finish(acknowledged)
+_ACCOUNTS_REMEMBERED = 65_536
+"""Whose partition need not be hashed again; accounts that call at all call often."""
 
 
 @dataclass(slots=True)
@@ -59,25 +41,6 @@ class SealedRecord:
             submission.settle(acknowledged)
 
 
-class _Pending:
-    """What one source has sent since the last sealing."""
-
-    __slots__ = ("columns", "owners", "sizes")
-
-    def __init__(self, columns: Columns, owner: Submission, rows: int) -> None:
-        self.columns = columns
-        self.owners = [owner]
-        self.sizes = [rows]
-
-    def extend(self, columns: Columns, owner: Submission, rows: int) -> None:
-        if len(self.owners) == 1:
-            self.columns = {name: list(column) for name, column in self.columns.items()}
-        for name, column in self.columns.items():
-            column.extend(columns[name])
-        self.owners.append(owner)
-        self.sizes.append(rows)
-
-
 class Packer:
     """Collects columns until they are sealed into records."""
 
@@ -91,35 +54,39 @@ class Packer:
         record_bytes_max: int = RECORD_BYTES_MAX,
     ) -> None:
         """`properties`: bare names of what is captured. `capture`: the digest of those settings."""
-        self._partitions = partitions
         self._schema = event_schema(properties)
         self._instance = instance
         self._capture = capture
         self._record_bytes_max = record_bytes_max
-        self._pending: dict[str, _Pending] = {}
-        self.rows = 0
-        """Rows added and not sealed."""
+        self._partition_of = lru_cache(_ACCOUNTS_REMEMBERED)(partial(assign_partition, partitions=partitions))
 
-    def add(self, source: str, columns: Columns, rows: int, submission: Submission) -> None:
-        """Take `rows` events; `submission` has one outstanding part for them, whatever they are cut into."""
-        pending = self._pending.get(source)
-        if pending is None:
-            self._pending[source] = _Pending(columns, submission, rows)
-        else:
-            pending.extend(columns, submission, rows)
-        self.rows += rows
+    def seal(self, groups: Sequence[Converted], ingest_ms: int) -> list[SealedRecord]:
+        """Everything of `groups` as records stamped `ingest_ms`.
 
-    def seal(self, ingest_ms: int) -> list[SealedRecord]:
-        """Everything pending as records stamped `ingest_ms`. Nothing is pending afterwards."""
-        pending, self._pending, self.rows = self._pending, {}, 0
+        Each owner had one part outstanding, its rows; now it waits for the records they went into.
+        """
+        by_source: dict[str, list[Converted]] = {}
+        for group in groups:
+            by_source.setdefault(group.source, []).append(group)
         records: list[SealedRecord] = []
-        for source, of_source in pending.items():
-            batch = pa.RecordBatch.from_pydict(of_source.columns, schema=self._schema)
-            owner_of_row = np.repeat(np.arange(len(of_source.owners)), of_source.sizes)
-            records += self._route(
-                batch, of_source.columns["account"], owner_of_row, of_source.owners, source, ingest_ms
-            )
+        for source, parts in by_source.items():
+            whole = _join(parts)
+            if whole.accounts:
+                records += self._route(
+                    whole.batch, whole.accounts, whole.owner_of_row, whole.owners, source, ingest_ms
+                )
+            for owner in whole.owners:
+                owner.settle(True)
         return records
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of a record: the contract's, then the captured properties."""
+        return self._schema
+
+    def to_batch(self, columns: Columns) -> pa.RecordBatch:
+        """Columns as a batch of the contract."""
+        return pa.RecordBatch.from_pydict(columns, schema=self._schema)
 
     def seal_batch(
         self, source: str, batch: pa.RecordBatch, submission: Submission, ingest_ms: int, accept_late: bool
@@ -127,7 +94,9 @@ class Packer:
         """Records of a batch that exists already (a replay); its columns stay as they are."""
         accounts = batch.column("account").to_pylist()
         owner_of_row = np.zeros(batch.num_rows, dtype=np.int64)
-        return self._route(batch, accounts, owner_of_row, [submission], source, ingest_ms, accept_late)
+        records = self._route(batch, accounts, owner_of_row, [submission], source, ingest_ms, accept_late)
+        submission.settle(True)
+        return records
 
     def _route(
         self,
@@ -140,7 +109,7 @@ class Packer:
         accept_late: bool = False,
     ) -> list[SealedRecord]:
         """Partition numbers, one stable sort by them, one slice a partition."""
-        partitions = np.array([assign_partition(account, self._partitions) for account in accounts])
+        partitions = np.array([self._partition_of(account) for account in accounts])
         if len(partitions) > 1:
             order = np.argsort(partitions, kind="stable")
             partitions = partitions[order]
@@ -158,9 +127,6 @@ class Packer:
                 ingest_ms,
                 accept_late,
             )
-        # Each submission was waiting for one part, its rows; now it waits for the records they went into.
-        for owner in owners:
-            owner.outstanding -= 1
         return records
 
     def _cut(
@@ -198,3 +164,19 @@ class Packer:
             accept_late=accept_late,
         )
         return [SealedRecord(partition, value, headers, waiting)]
+
+
+def _join(parts: Sequence[Converted]) -> Converted:
+    """What one source sent, in one batch."""
+    if len(parts) == 1:
+        return parts[0]
+    owners_before = np.cumsum([0, *(len(part.owners) for part in parts[:-1])])
+    return Converted(
+        parts[0].source,
+        pa.concat_batches([part.batch for part in parts]),
+        [account for part in parts for account in part.accounts],
+        [owner for part in parts for owner in part.owners],
+        np.concatenate(
+            [part.owner_of_row + before for part, before in zip(parts, owners_before, strict=True)]
+        ),
+    )

@@ -6,13 +6,13 @@ another dead letter: what still cannot be counted stays where it is, and the ans
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
 
-from services.ingest.decoded import BrokenBody, DecodedBatch, Decoder, Rejected
+from services.ingest.decoded import BrokenBody, Rejected
+from services.ingest.decoder import Decoder
 from services.ingest.group_commit import GroupCommit
 from tollgate.contracts.dead import DeadLetter
 from tollgate.contracts.events import (
@@ -54,10 +54,10 @@ class Replayer:
         """
         if letter.format == CONTRACT:
             batch = _read_events(letter.payload)
-            done = await self._commit.submit_batch(
+            outcome = await self._commit.submit_batch(
                 letter.source, batch, accept_late=letter.reason is DeadReason.LATE
             )
-            return Replayed(done, batch.num_rows, ())
+            return Replayed(outcome.acknowledged, batch.num_rows, ())
         decoder = self._decoders.get(letter.format)
         if decoder is None:
             raise NotReplayable(f"a letter in format {letter.format!r} holds no entry that can be read again")
@@ -68,11 +68,8 @@ class Replayer:
             )
         except BrokenBody as broken:
             raise NotReplayable(str(broken)) from None
-        done = await self._submit(letter.source, decoded)
-        return Replayed(done, decoded.rows, tuple(decoded.rejected))
-
-    def _submit(self, source: str, decoded: DecodedBatch) -> asyncio.Future[bool]:
-        return self._commit.submit(source, DecodedBatch(decoded.rows, decoded.columns))
+        outcome = await self._commit.submit_columns(letter.source, decoded.columns)
+        return Replayed(outcome.acknowledged, decoded.rows, tuple(decoded.rejected))
 
 
 def _read_events(payload: bytes) -> pa.RecordBatch:

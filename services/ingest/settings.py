@@ -89,7 +89,14 @@ class IngestSettings(ServiceSettings):
         default=4.0,
         ge=0,
         le=1000,
-        description="Milliseconds an event may wait for others to share its record. More of them make fewer records.",
+        description="Milliseconds an event waits for others to share its record.",
+    )
+    group_commit_max_ms: float = Field(
+        default=24.0,
+        ge=0,
+        le=1000,
+        description="Milliseconds an event may wait while many others keep coming. Larger records cost less here, in "
+        "the broker and in the meter; no longer than group_commit_ms switches it off.",
     )
     group_commit_rows: int = Field(
         default=4096, ge=1, description="Events waiting, above which nobody waits any longer."

@@ -19,12 +19,10 @@ from services.ingest.decoded import (
     NAME_CHARACTERS_MAX,
     TEXT_CHARACTERS_MAX,
     Columns,
-    DecodedBatch,
     Fault,
-    drop_faults,
-    find_nul,
 )
-from services.ingest.entries import EntryReader, read_entries, split_entries
+from services.ingest.decoder import Decoder
+from services.ingest.entries import Entries, EntryReader, read_entries
 from services.ingest.gateways.iso_time import parse_instant
 from tollgate.contracts.events import PROPERTY_PREFIX, SCHEMA, hash_id
 from tollgate.metering.errors import DeadReason, InvalidEvent
@@ -91,7 +89,7 @@ def _read_columns(data: bytes) -> dict[str, Any]:
 _READER = EntryReader(many=msgspec.json.Decoder(list[_CloudEvent]), one=msgspec.json.Decoder(_CloudEvent))
 
 
-class CloudEventsDecoder:
+class CloudEventsDecoder(Decoder):
     """Decodes structured-mode JSON bodies, one event or a batch."""
 
     format = FORMAT
@@ -104,25 +102,24 @@ class CloudEventsDecoder:
         ]
         self._names = [*SCHEMA.names, *(PROPERTY_PREFIX + name for name in capture.names)]
 
-    def decode(self, body: bytes, *, ingest_ms: int, trust_ids: bool, replayed: bool) -> DecodedBatch:
-        """See `Decoder.decode`. A CloudEvent's id is its sender's own whatever `trust_ids` says."""
-        entries = read_entries(body, _READER)
+    def read(self, body: bytes) -> Entries[Any]:
+        """See `Decoder.read`."""
+        return read_entries(body, _READER)
+
+    def to_columns(
+        self, entries: list[Any], *, ingest_ms: int, trust_ids: bool, replayed: bool
+    ) -> tuple[Columns, list[Fault]]:
+        """See `Decoder.to_columns`. A CloudEvent's id is its sender's own whatever `trust_ids` says."""
         faults: list[Fault] = []
         rows: list[dict[str, Any]] = []
-        for row, event in enumerate(entries.read):
+        for row, event in enumerate(entries):
             try:
                 rows.append(self._row(event, ingest_ms))
             except InvalidEvent as error:
                 faults.append(Fault(row, error.reason, error.detail))
                 rows.append({})
         columns: Columns = {name: [row.get(name) for row in rows] for name in self._names}
-        if entries.suspicious:
-            faults += find_nul(columns, len(rows))
-        if not faults:
-            return DecodedBatch(len(rows), columns, entries.rejected)
-        payloads = entries.payloads or split_entries(body)
-        kept, columns, rejected = drop_faults(columns, len(rows), faults, payloads.__getitem__)
-        return DecodedBatch(kept, columns, [*entries.rejected, *rejected])
+        return columns, faults
 
     def _row(self, event: _CloudEvent, ingest_ms: int) -> dict[str, Any]:
         """The columns of one event that are not null. Raises InvalidEvent."""

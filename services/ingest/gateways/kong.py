@@ -1,7 +1,7 @@
 """Kong's http-log entry, one object or an array of them.
 
 Owns where a Kong entry keeps what an event needs. It refuses to know HTTP, Kafka, and every part of an entry it does
-not count: only the fields named below are ever decoded.
+not count: only the fields `kong_entry` names are ever decoded.
 
 Who made the call is Kong's own `consumer`, never a header a caller could send; which call it was is Kong's own
 `request.id`. Kong redacts `authorization` and nothing else: API keys arrive in clear and leave as keyed hashes.
@@ -9,26 +9,24 @@ Who made the call is Kong's own `consumer`, never a header a caller could send; 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Any
-
-import msgspec
-from msgspec import Meta
+from operator import attrgetter
+from typing import Any
 
 from services.ingest.capture import Capture, Location, Place, header_text
-from services.ingest.decoded import (
-    NAME_CHARACTERS_MAX,
-    TEXT_CHARACTERS_MAX,
-    Columns,
-    DecodedBatch,
-    Fault,
-    drop_faults,
-    find_nul,
+from services.ingest.decoded import Columns, Fault
+from services.ingest.decoder import Decoder
+from services.ingest.entries import Entries, read_entries
+from services.ingest.gateways.kong_entry import (
+    NO_CONSUMER,
+    NO_LATENCIES,
+    NO_ROUTE,
+    NO_SERVICE,
+    EntryShape,
 )
-from services.ingest.entries import EntryReader, read_entries, split_entries
 from services.ingest.identity import KeyHasher, name_account, weak_id
-from services.ingest.redaction import drop_bodies
 from tollgate.contracts.events import PROPERTY_PREFIX, hash_id
 from tollgate.metering.errors import DeadReason, InvalidEvent
 
@@ -37,44 +35,20 @@ _BLOCKED = "kong"
 _ID_HEADER = "x-kong-request-id"
 _AGENT_HEADER = "user-agent"
 
-Text = Annotated[str, Meta(max_length=TEXT_CHARACTERS_MAX)]
-Name = Annotated[str, Meta(max_length=NAME_CHARACTERS_MAX)]
-Size = Annotated[int, Meta(ge=0, le=2**53)]
-Instant = Annotated[int, Meta(ge=0, le=2**47)] | Annotated[float, Meta(ge=0, le=2**47)]
-"""Epoch milliseconds up to the year 6429. Kong writes an integer; what a Lua plugin set may be a float."""
-Duration = Annotated[int, Meta(ge=-(2**53), le=2**53)] | Annotated[float, Meta(ge=-(2**53), le=2**53)]
-Status = Annotated[int, Meta(ge=0, le=32_767)]
-HeaderValue = Text | list[Any] | bool | int | float | None
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """The objects inside the entries of a group, one a row; an absent one is there and empty."""
+
+    entries: Sequence[Any]
+    requests: Sequence[Any]
+    responses: Sequence[Any]
+    headers: Sequence[Any]
+    response_headers: Sequence[Any]
+    queries: Sequence[Any]
 
 
-class _Latencies(msgspec.Struct, gc=False, frozen=True):
-    request: Duration | None = None
-
-
-class _Consumer(msgspec.Struct, gc=False, frozen=True):
-    custom_id: Name | None = None
-    username: Name | None = None
-    id: Name | None = None
-
-
-class _Route(msgspec.Struct, gc=False, frozen=True):
-    name: Text | None = None
-    id: Text | None = None
-
-
-class _Service(msgspec.Struct, gc=False, frozen=True):
-    name: Text | None = None
-    host: Text | None = None
-    id: Text | None = None
-
-
-_NO_LATENCIES = _Latencies()
-_NO_CONSUMER = _Consumer()
-_NO_ROUTE = _Route()
-_NO_SERVICE = _Service()
-
-
-class KongDecoder:
+class KongDecoder(Decoder):
     """Decodes http-log bodies. The headers and query parameters looked at are fixed when it is made."""
 
     format = FORMAT
@@ -90,115 +64,60 @@ class KongDecoder:
     ) -> None:
         self._id_seed = id_seed
         self._keys = keys
-        self._capture = capture
-        self._key_headers = tuple(name.lower() for name in api_key_headers)
-        self._key_queries = api_key_queries
-        request_headers = (_AGENT_HEADER, *self._key_headers, *_first(capture.paths(Place.HEADER)))
-        response_headers = (_ID_HEADER, *_first(capture.paths(Place.RESPONSE_HEADER)))
-        queries = (*api_key_queries, *_first(capture.paths(Place.QUERY)))
-        self._header_fields = _fields(request_headers)
-        self._response_header_fields = _fields(response_headers)
-        self._query_fields = _fields(queries)
-        headers = _named_values("_RequestHeaders", self._header_fields)
-        response: type[Any] = msgspec.defstruct(
-            "_Response",
-            [
-                ("status", Status | None, None),
-                ("size", Size | None, None),
-                ("headers", _named_values("_ResponseHeaders", self._response_header_fields) | None, None),
-            ],
-            gc=False,
-            frozen=True,
+        key_headers = tuple(name.lower() for name in api_key_headers)
+        self._shape = EntryShape(
+            (_AGENT_HEADER, *key_headers, *_first(capture.paths(Place.HEADER))),
+            (_ID_HEADER, *_first(capture.paths(Place.RESPONSE_HEADER))),
+            (*api_key_queries, *_first(capture.paths(Place.QUERY))),
         )
-        request: type[Any] = msgspec.defstruct(
-            "_Request",
-            [
-                ("id", Text | None, None),
-                ("uri", Text | None, None),
-                ("url", Text | None, None),
-                ("method", Text | None, None),
-                ("size", Size | None, None),
-                ("headers", headers | None, None),
-                *(
-                    [("querystring", _named_values("_Query", self._query_fields) | None, None)]
-                    if queries
-                    else []
-                ),
-            ],
-            gc=False,
-            frozen=True,
-        )
-        entry: type[Any] = msgspec.defstruct(
-            "_Entry",
-            [
-                ("request", request | None, None),
-                ("response", response | None, None),
-                ("latencies", _Latencies | None, None),
-                ("consumer", _Consumer | None, None),
-                ("route", _Route | None, None),
-                ("service", _Service | None, None),
-                ("client_ip", Text | None, None),
-                ("started_at", Instant | None, None),
-                ("source", Text | None, None),
-            ],
-            gc=False,
-            frozen=True,
-        )
-        self._no_headers: Any = headers()
-        self._reader: EntryReader[Any] = EntryReader(
-            many=msgspec.json.Decoder(list[entry]),  # type: ignore[valid-type]
-            one=msgspec.json.Decoder(entry),
-            prune=drop_bodies,
-        )
-        self._no_request: Any = request()
-        self._no_response: Any = response()
-        self._readers = [
-            (captured.name, [self._locate(at) for at in captured.locations])
+        self._agent = attrgetter(self._shape.header_fields[_AGENT_HEADER])
+        self._given_id = attrgetter(self._shape.response_header_fields[_ID_HEADER])
+        self._key_places = [
+            *(("headers", attrgetter(self._shape.header_fields[name])) for name in key_headers),
+            *(("queries", attrgetter(self._shape.query_fields[name])) for name in api_key_queries),
+        ]
+        self._property_places = [
+            (captured.name, [place for at in captured.locations if (place := self._locate(at))])
             for captured in capture.properties
         ]
 
-    def decode(self, body: bytes, *, ingest_ms: int, trust_ids: bool, replayed: bool) -> DecodedBatch:
-        """See `Decoder.decode`. Kong's ids are the gateway's own whatever `trust_ids` says."""
-        entries = read_entries(body, self._reader)
-        rows = len(entries.read)
-        columns, faults = self._columns(entries.read, replayed)
-        if entries.suspicious:
-            faults += find_nul(columns, rows)
-        if not faults:
-            return DecodedBatch(rows, columns, entries.rejected)
-        payloads = entries.payloads or split_entries(body)
-        rows, columns, rejected = drop_faults(columns, rows, faults, payloads.__getitem__)
-        return DecodedBatch(rows, columns, [*entries.rejected, *rejected])
+    def read(self, body: bytes) -> Entries[Any]:
+        """See `Decoder.read`."""
+        return read_entries(body, self._shape.reader)
 
-    def _columns(self, read: list[Any], replayed: bool) -> tuple[Columns, list[Fault]]:
-        """1. Parts. 2. Identity and time, where rows may fail. 3. The columns. 4. Captured properties."""
-        rows = len(read)
-        requests = [entry.request or self._no_request for entry in read]
-        responses = [entry.response or self._no_response for entry in read]
-        headers = [request.headers or self._no_headers for request in requests]
-        agent = self._header_fields[_AGENT_HEADER]
+    def to_columns(
+        self, entries: list[Any], *, ingest_ms: int, trust_ids: bool, replayed: bool
+    ) -> tuple[Columns, list[Fault]]:
+        """See `Decoder.to_columns`. Kong's ids are the gateway's own whatever `trust_ids` says.
 
-        consumers = [entry.consumer or _NO_CONSUMER for entry in read]
+        1. Parts. 2. Identity and time, where rows may fail. 3. The columns. 4. Captured properties.
+        """
+        rows = len(entries)
+        parts = self._take_apart(entries)
+        requests, responses = parts.requests, parts.responses
+
+        consumers = [entry.consumer or NO_CONSUMER for entry in entries]
         users = [consumer.custom_id or consumer.username or consumer.id or None for consumer in consumers]
-        api_keys = self._api_keys(requests, headers, replayed)
+        api_keys = self._api_keys(parts, replayed)
         accounts = [
             "user:" + user if user else name_account(None, None, key)
             for user, key in zip(users, api_keys, strict=True)
         ]
-        times = [entry.started_at for entry in read]
+        times = [entry.started_at for entry in entries]
         ids = [request.id or None for request in requests]
         weak = [False] * rows
         faults: list[Fault] = []
         if None in ids:
-            self._complete_ids(read, requests, responses, api_keys, ids, weak)
-        if None in accounts or None in times or self._no_request in requests:
-            faults = _find_faults(read, accounts, times)
-        latencies = [(entry.latencies or _NO_LATENCIES).request for entry in read]
-        routes = [entry.route or _NO_ROUTE for entry in read]
-        services = [entry.service or _NO_SERVICE for entry in read]
+            self._complete_ids(parts, api_keys, ids, weak)
+        if None in accounts or None in times or not all(entry.request for entry in entries):
+            faults = _find_faults(entries, accounts, times)
+        routes = [entry.route or NO_ROUTE for entry in entries]
+        services = [entry.service or NO_SERVICE for entry in entries]
+        latencies = [(entry.latencies or NO_LATENCIES).request for entry in entries]
+        seed = self._id_seed
 
         columns: Columns = {
-            "id_hash": [hash_id(event_id, self._id_seed) for event_id in ids],  # type: ignore[arg-type]
+            "id_hash": [hash_id(event_id, seed) for event_id in ids],  # type: ignore[arg-type]
             "id_weak": weak,
             "id": ids,
             "time_ms": [None if time is None else int(time) for time in times],
@@ -218,108 +137,119 @@ class KongDecoder:
             "latency_ms": [int(spent) if spent is not None and spent >= 0 else None for spent in latencies],
             "request_bytes": [request.size for request in requests],
             "response_bytes": [response.size for response in responses],
-            "client_ip": [entry.client_ip for entry in read],
-            "user_agent": [header_text(getattr(values, agent)) for values in headers],
+            "client_ip": [entry.client_ip for entry in entries],
+            "user_agent": _texts(map(self._agent, parts.headers), "user-agent", faults),
             "weight": [1] * rows,
             # 401, 429, 502 and the like: Kong answered, nobody was served.
-            "blocked_by": [_BLOCKED if entry.source == "kong" else None for entry in read],
+            "blocked_by": [_BLOCKED if entry.source == "kong" else None for entry in entries],
         }
-        for name, readers in self._readers:
-            column: list[str | None] = []
-            for row, entry in enumerate(read):
-                try:
-                    column.append(_first_value(entry, readers))
-                except InvalidEvent as error:
-                    column.append(None)
-                    faults.append(Fault(row, error.reason, f"{name}: {error.detail}"))
-            columns[PROPERTY_PREFIX + name] = column
+        for name, places in self._property_places:
+            columns[PROPERTY_PREFIX + name] = _first_texts(parts, places, rows, name, faults)
         return columns, faults
 
-    def _api_keys(self, requests: list[Any], headers: list[Any], replayed: bool) -> list[str | None]:
-        if not self._key_headers and not self._key_queries:
-            return [None] * len(requests)
-        header_fields = [self._header_fields[name] for name in self._key_headers]
-        query_fields = [self._query_fields[name] for name in self._key_queries]
-        read_key = self._keys.read_key
-        keys: list[str | None] = []
-        for request, values in zip(requests, headers, strict=True):
-            key: str | None = None
-            for name in header_fields:
-                key = key or _single(getattr(values, name))
-            if key is None and query_fields and request.querystring is not None:
-                for name in query_fields:
-                    key = key or _single(getattr(request.querystring, name))
-            keys.append(read_key(key, replayed) if key else None)
+    def _take_apart(self, entries: list[Any]) -> _Parts:
+        shape = self._shape
+        requests = [entry.request or shape.no_request for entry in entries]
+        responses = [entry.response or shape.no_response for entry in entries]
+        return _Parts(
+            entries,
+            requests,
+            responses,
+            [request.headers or shape.no_headers for request in requests],
+            [response.headers or shape.no_response_headers for response in responses],
+            [request.querystring or shape.no_query for request in requests] if shape.query_fields else (),
+        )
+
+    def _api_keys(self, parts: _Parts, replayed: bool) -> list[str | None]:
+        """Per row the keyed hash of the first key its headers, then its query, hold."""
+        rows = len(parts.entries)
+        keys: list[str | None] = [None] * rows
+        for part, read in self._key_places:
+            given = list(map(read, getattr(parts, part)))
+            # Most callers show a consumer and most places no key: one count instead of a look at each row.
+            if given.count(None) == rows:
+                continue
+            for row, value in enumerate(given):
+                if keys[row] is None and (key := _single(value)):
+                    keys[row] = self._keys.read_key(key, replayed)
         return keys
 
     def _complete_ids(
-        self,
-        read: list[Any],
-        requests: list[Any],
-        responses: list[Any],
-        api_keys: list[str | None],
-        ids: list[str | None],
-        weak: list[bool],
+        self, parts: _Parts, api_keys: list[str | None], ids: list[str | None], weak: list[bool]
     ) -> None:
         """Ids of entries without `request.id` (Kong before 3.5): the response's header, else a weak one."""
-        id_field = self._response_header_fields[_ID_HEADER]
-        for row, entry in enumerate(read):
+        for row, entry in enumerate(parts.entries):
             if ids[row] is not None:
                 continue
-            request, response = requests[row], responses[row]
-            given = getattr(response.headers, id_field) if response.headers else None
+            request, response = parts.requests[row], parts.responses[row]
+            given = self._given_id(parts.response_headers[row])
             if given and isinstance(given, str):
                 ids[row] = given
                 continue
             weak[row] = True
-            consumer = entry.consumer or _NO_CONSUMER
+            consumer = entry.consumer or NO_CONSUMER
             ids[row] = weak_id(
                 FORMAT,
                 entry.started_at,
                 entry.client_ip,
                 consumer.id or consumer.custom_id or consumer.username or api_keys[row],
-                (entry.route or _NO_ROUTE).id,
+                (entry.route or NO_ROUTE).id,
                 request.method,
                 request.uri,
                 request.size,
                 response.status,
                 response.size,
-                (entry.latencies or _NO_LATENCIES).request,
+                (entry.latencies or NO_LATENCIES).request,
             )
 
-    def _locate(self, at: Location) -> Callable[[Any], str | None]:
-        """The function that reads one location of an entry. Kong's log has no bodies, metadata or data."""
+    def _locate(self, at: Location) -> tuple[str, attrgetter[Any]] | None:
+        """The part one location is in, and how it is read. Kong's log has no bodies, metadata or data."""
         if at.place is Place.HEADER:
-            return _header_reader("request", self._header_fields[at.path[0]])
+            return "headers", attrgetter(self._shape.header_fields[at.path[0]])
         if at.place is Place.RESPONSE_HEADER:
-            return _header_reader("response", self._response_header_fields[at.path[0]])
+            return "response_headers", attrgetter(self._shape.response_header_fields[at.path[0]])
         if at.place is Place.QUERY:
-            field = self._query_fields[at.path[0]]
-            return lambda entry: (
-                header_text(getattr(entry.request.querystring, field, None)) if entry.request else None
-            )
-        return lambda _entry: None
+            return "queries", attrgetter(self._shape.query_fields[at.path[0]])
+        return None
 
 
-def _header_reader(part: str, field: str) -> Callable[[Any], str | None]:
-    def read(entry: Any) -> str | None:
-        message = getattr(entry, part)
-        return header_text(getattr(message.headers, field, None)) if message else None
+def _first_texts(
+    parts: _Parts, places: Sequence[tuple[str, attrgetter[Any]]], rows: int, name: str, faults: list[Fault]
+) -> list[str | None]:
+    """A captured property as a column: per row the first of `places` that has a value."""
+    column: list[str | None] | None = None
+    for part, read in places:
+        values = map(read, getattr(parts, part))
+        if column is None:
+            column = _texts(values, name, faults)
+        elif None in column:
+            missing = [value if held is None else None for held, value in zip(column, values, strict=True)]
+            found = _texts(missing, name, faults)
+            column = [held if held is not None else text for held, text in zip(column, found, strict=True)]
+    return [None] * rows if column is None else column
 
-    return read
+
+def _texts(values: Iterable[Any], name: str, faults: list[Fault]) -> list[str | None]:
+    """Header values as text. Nearly all are strings or absent already; a row too long to keep is a fault."""
+    column = list(values)
+    if set(map(type, column)) <= _PLAIN:
+        return column
+    for row, value in enumerate(column):
+        if value is not None and type(value) is not str:
+            try:
+                column[row] = header_text(value)
+            except InvalidEvent as error:
+                column[row] = None
+                faults.append(Fault(row, error.reason, f"{name}: {error.detail}"))
+    return column
 
 
-def _first_value(entry: Any, readers: list[Callable[[Any], str | None]]) -> str | None:
-    for read in readers:
-        value = read(entry)
-        if value is not None:
-            return value
-    return None
+_PLAIN = {str, type(None)}
 
 
-def _find_faults(read: list[Any], accounts: list[str | None], times: list[Any]) -> list[Fault]:
+def _find_faults(entries: Sequence[Any], accounts: list[str | None], times: list[Any]) -> list[Fault]:
     faults = []
-    for row, entry in enumerate(read):
+    for row, entry in enumerate(entries):
         if entry.request is None:
             faults.append(Fault(row, DeadReason.UNSUPPORTED, "no request: not an entry of an HTTP call"))
         elif times[row] is None:
@@ -364,19 +294,3 @@ def _host_of(base: str) -> str | None:
 
 def _first(paths: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
     return tuple(path[0] for path in paths)
-
-
-def _fields(names: tuple[str, ...]) -> dict[str, str]:
-    """A Python attribute for each name that may be none."""
-    return {name: f"value_{index}" for index, name in enumerate(dict.fromkeys(names))}
-
-
-def _named_values(struct: str, fields: dict[str, str]) -> type[Any]:
-    """A struct that decodes only the named members of an object."""
-    return msgspec.defstruct(
-        struct,
-        [(attribute, HeaderValue, None) for attribute in fields.values()],
-        rename={attribute: name for name, attribute in fields.items()},
-        gc=False,
-        frozen=True,
-    )

@@ -22,12 +22,10 @@ from services.ingest.decoded import (
     NAME_CHARACTERS_MAX,
     TEXT_CHARACTERS_MAX,
     Columns,
-    DecodedBatch,
     Fault,
-    drop_faults,
-    find_nul,
 )
-from services.ingest.entries import EntryReader, read_entries, split_entries
+from services.ingest.decoder import Decoder
+from services.ingest.entries import Entries, EntryReader, read_entries
 from services.ingest.gateways.iso_time import parse_instant
 from services.ingest.identity import KeyHasher, name_account, weak_id
 from services.ingest.redaction import drop_bodies
@@ -80,7 +78,7 @@ _READER = EntryReader(
 _SERVICE_PATH = ("kong", "service_name")
 
 
-class MoesifDecoder:
+class MoesifDecoder(Decoder):
     """Decodes bodies of `/v1/events` and `/v1/events/batch`."""
 
     format = FORMAT
@@ -103,12 +101,17 @@ class MoesifDecoder:
         ]
         self._names = [*SCHEMA.names, *(PROPERTY_PREFIX + name for name in capture.names)]
 
-    def decode(self, body: bytes, *, ingest_ms: int, trust_ids: bool, replayed: bool) -> DecodedBatch:
-        """See `Decoder.decode`."""
-        entries = read_entries(body, _READER)
+    def read(self, body: bytes) -> Entries[Any]:
+        """See `Decoder.read`."""
+        return read_entries(body, _READER)
+
+    def to_columns(
+        self, entries: list[Any], *, ingest_ms: int, trust_ids: bool, replayed: bool
+    ) -> tuple[Columns, list[Fault]]:
+        """See `Decoder.to_columns`."""
         faults: list[Fault] = []
         rows: list[tuple[Any, ...]] = []
-        for row, event in enumerate(entries.read):
+        for row, event in enumerate(entries):
             try:
                 rows.append(self._row(event, trust_ids, replayed))
             except InvalidEvent as error:
@@ -120,13 +123,7 @@ class MoesifDecoder:
                 self._names, zip(*rows, strict=True) if rows else [()] * len(self._names), strict=True
             )
         }
-        if entries.suspicious:
-            faults += find_nul(columns, len(rows))
-        if not faults:
-            return DecodedBatch(len(rows), columns, entries.rejected)
-        payloads = entries.payloads or split_entries(body)
-        kept, columns, rejected = drop_faults(columns, len(rows), faults, payloads.__getitem__)
-        return DecodedBatch(kept, columns, [*entries.rejected, *rejected])
+        return columns, faults
 
     def _row(self, event: _Event, trust_ids: bool, replayed: bool) -> tuple[Any, ...]:
         """The values of one event in the order of the schema, then its properties. Raises InvalidEvent."""

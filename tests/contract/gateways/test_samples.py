@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 import tollgate.contracts
-from services.ingest.decoded import Decoder
+from services.ingest.decoder import Decoder
 from tests.unit.ingest.decoders import (
     CAPTURE,
     INGEST_MS,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from services.ingest.packer import SealedRecord, Submission
+from services.ingest.packer import SealedRecord
+from services.ingest.submission import Submission
 from tollgate.contracts.dead import DeadLetter
 from tollgate.contracts.events import decode_batch
 

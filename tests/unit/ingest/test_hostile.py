@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.ingest.decoded import BrokenBody, Decoder
+from services.ingest.decoded import BrokenBody
+from services.ingest.decoder import Decoder
 from services.ingest.letters import write_letter
 from services.ingest.redaction import Redactor
 from tests.unit.ingest.decoders import (
@@ -128,9 +129,7 @@ def test_a_planted_secret_never_reaches_a_row_or_a_letter(
     for body in bodies:
         batch = decoder.decode(body.encode(), ingest_ms=INGEST_MS, trust_ids=True, replayed=False)
         letters = [
-            write_letter(
-                rejected, format=decoder.format, source="s", ingest_ms=INGEST_MS, redactor=REDACTOR
-            ).payload
+            write_letter(REDACTOR, rejected, decoder.format, "s", INGEST_MS).payload
             for rejected in batch.rejected
         ]
         assert SECRET not in repr({k: v for k, v in batch.columns.items() if k != "id"})

@@ -8,6 +8,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ import pytest_asyncio
 from services.ingest.admission import Admission
 from services.ingest.body import BodyLimits
 from services.ingest.door import Door, Gate
-from services.ingest.group_commit import GroupCommit
+from services.ingest.group_commit import GroupCommit, GroupRules
 from services.ingest.http import ReplayDoor, create_app, entrances
 from services.ingest.ingest_time import IngestTime
+from services.ingest.letters import write_letter
 from services.ingest.metrics import IngestMetrics
 from services.ingest.packer import Packer
 from services.ingest.redaction import Redactor
@@ -69,8 +71,8 @@ class Service:
             self.log,
             clock,
             ingest_time,
-            delay_seconds=0,
-            rows_max=1,
+            partial(write_letter, Redactor(KEYS, CAPTURE, ("apikey",), ("apikey",))),
+            rules=GroupRules(delay_seconds=0, delay_seconds_max=0, rows_worth_waiting=1, rows_max=1),
             answer_timeout_seconds=8,
         )
         gate = Gate(self.tokens, self.admission)
@@ -82,7 +84,6 @@ class Service:
                 gate=gate,
                 commit=commit,
                 limits=limits,
-                redactor=Redactor(KEYS, CAPTURE, ("apikey",), ("apikey",)),
                 clock=clock,
                 ingest_time=ingest_time,
                 metrics=metrics,

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from services.ingest.capture import parse_capture
 from services.ingest.decoded import BrokenBody, DecodedBatch
+from services.ingest.gateways.kong import KongDecoder
 from tests.unit.ingest.decoders import ID_SEED, INGEST_MS, KEYS, kong_decoder, kong_entry
 from tollgate.contracts.events import hash_id
 from tollgate.metering.errors import DeadReason
@@ -188,3 +190,36 @@ def test_a_replayed_entry_keeps_the_hash_of_its_key() -> None:
     marked = with_request(querystring={"apikey": "keyed:" + KEYS.hash_key("k")})
     assert only(decode(marked, replayed=True))["api_key"] == KEYS.hash_key("k")
     assert only(decode(marked))["api_key"] != KEYS.hash_key("k")
+
+
+def test_a_header_repeated_past_the_longest_text_is_that_rows_fault() -> None:
+    """A caller chooses how often it sends a header, and must not be able to fail its gateway's whole body."""
+    many = ["x" * 8_000] * 3
+    for headers in ({"user-agent": many}, {"x-model": many}):
+        entry = kong_entry(request=kong_entry()["request"] | {"headers": headers})
+        batch = decode([kong_entry(), entry])
+        assert batch.rows == 1
+        assert [rejected.reason for rejected in batch.rejected] == [DeadReason.TOO_LARGE]
+
+
+def test_a_property_takes_its_first_location_that_has_a_value() -> None:
+    """A later location is not even looked at where an earlier one answered, so it cannot be a fault there."""
+    decoder = KongDecoder(
+        id_seed=1, keys=KEYS, capture=parse_capture(["header:x-a=p", "response_header:x-b=p", "query:c=p"])
+    )
+    rows = [
+        ({"x-a": "1"}, {"x-b": ["y" * 9_000] * 2}, {"c": "9"}),
+        ({}, {"x-b": "2"}, {"c": "9"}),
+        ({}, {}, {"c": "3"}),
+        ({}, {}, {}),
+    ]
+    entries = [
+        kong_entry(
+            request=kong_entry()["request"] | {"id": str(row), "headers": asked, "querystring": query},
+            response={"status": 200, "headers": answered},
+        )
+        for row, (asked, answered, query) in enumerate(rows)
+    ]
+    body = json.dumps(entries).encode()
+    batch = decoder.decode(body, ingest_ms=INGEST_MS, trust_ids=True, replayed=False)
+    assert batch.columns["properties.p"] == ["1", "2", "3", None]

@@ -12,7 +12,8 @@ from services.ingest.admission import Admission
 from services.ingest.ingest_time import IngestTime
 from services.ingest.log import EventLog
 from services.ingest.metrics import IngestMetrics
-from services.ingest.packer import SealedRecord, Submission
+from services.ingest.packer import SealedRecord
+from services.ingest.submission import Submission
 from tollgate.contracts.events import EventHeaders, contract_of
 from tollgate.contracts.ticks import Tick, decode_tick
 from tollgate.runtime.backoff import Backoff
@@ -80,7 +81,10 @@ class Rig:
 
 def record(partition: int, rows: int, outcome: list[bool], ingest_ms: int = 10_000) -> SealedRecord:
     return SealedRecord(
-        partition, b"v" * 10, EventHeaders("s", "i-1", rows, ingest_ms, ""), [Submission(outcome.append, 1)]
+        partition,
+        b"v" * 10,
+        EventHeaders("s", "i-1", rows, ingest_ms, ""),
+        [Submission(lambda end: outcome.append(end.acknowledged), 1)],
     )
 
 

@@ -17,6 +17,10 @@ from tollgate.runtime.clock import ManualClock
 TOKEN = "tg_ab_secret"
 
 
+def bearer(token: str) -> dict[bytes, bytes]:
+    return {b"authorization": b"Bearer " + token.encode()}
+
+
 def test_the_snapshot_holds_no_token_and_serves_the_next_start(tmp_path: Path) -> None:
     """Readable by this user alone; a revoked token is gone from it."""
     path = tmp_path / "made" / "sources.json"
@@ -27,14 +31,16 @@ def test_the_snapshot_holds_no_token_and_serves_the_next_start(tmp_path: Path) -
     assert TOKEN not in path.read_text()
     again = TokenBook(path, ManualClock(6))
     assert again.load_snapshot()
-    caller = again.identify([TOKEN])
+    caller = again.identify(bearer(TOKEN))
     assert caller is not None
-    assert (caller.source, again.identify([TOKEN + "x"])) == ("gw", None)
+    assert (caller.source, again.identify(bearer(TOKEN + "x"))) == ("gw", None)
+    assert again.identify(bearer(TOKEN)) == caller
+    assert again.identify({b"x-tollgate-token": TOKEN.encode()}) == caller
     again.replace([])
-    assert again.identify([TOKEN]) is None
+    assert again.identify(bearer(TOKEN)) is None
     last = TokenBook(path, ManualClock(7))
     assert last.load_snapshot()
-    assert last.identify([TOKEN]) is None
+    assert last.identify(bearer(TOKEN)) is None
 
 
 def test_an_unreadable_snapshot_is_none(tmp_path: Path) -> None:

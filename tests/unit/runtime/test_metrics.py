@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
 from tollgate.runtime.metrics import (
     BUCKETS_BYTES,
     BUCKETS_FRESHNESS_SECONDS,
     BUCKETS_SECONDS,
+    LoopHistogram,
     new_registry,
     render,
 )
@@ -34,3 +36,20 @@ def test_buckets_ascend(buckets: tuple[float, ...]) -> None:
     """Bucket boundaries ascend and are positive."""
     assert list(buckets) == sorted(set(buckets))
     assert buckets[0] > 0
+
+
+def test_a_loop_histogram_writes_what_the_library_would() -> None:
+    """The same values under the same labels: the same text."""
+    values = [0.0, 0.1, 0.100001, 0.5, 2.0, 2.0, 7.0, -1.0]
+    bounds = (0.1, 0.5, 2.0)
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    fast = LoopHistogram("t_seconds", "Said.", bounds, ours, ["route"])
+    slow = Histogram("t_seconds", "Said.", ["route"], buckets=bounds, registry=theirs)
+    for route in ("a", "b"):
+        for value in values:
+            fast.of(route).observe(value)
+            slow.labels(route).observe(value)
+    expected = [line for line in generate_latest(theirs).decode().splitlines() if "_created" not in line]
+    assert generate_latest(ours).decode().splitlines() == expected
+    with pytest.raises(ValueError, match="labels"):
+        fast.of("a", "b")
