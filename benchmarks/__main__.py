@@ -27,8 +27,11 @@ DEFAULT_EVENTS = {
     "meter-batches": 3_000_000,
     "meter-singles": 40_000,
     "chain": 200_000,
+    "planning": 100_000,
+    "unchanged": 10_000_000,
 }
-"""Units of each row: enough for ten seconds or so of the measured part on one core of 2026."""
+"""Units of each row (customers of `planning`, usage rows of `unchanged`): enough for ten seconds or so of the measured
+part on one core of 2026."""
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -75,6 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     from benchmarks.chain_row import whole_chain
     from benchmarks.ingest_rows import ingest_batches, ingest_singles
     from benchmarks.meter_rows import meter_batches, meter_singles
+    from benchmarks.planning_rows import everybody_planned, nothing_changed
     from benchmarks.processor import pinned_to, share_cores
     from benchmarks.row import CountsDiffer
     from sandbox.child import PartFailed, PartUnavailable
@@ -85,6 +89,8 @@ def main(arguments: list[str] | None = None) -> int:
         "meter-batches": meter_batches,
         "meter-singles": meter_singles,
         "chain": whole_chain,
+        "planning": everybody_planned,
+        "unchanged": nothing_changed,
     }
     if not hasattr(os, "sched_setaffinity"):
         sys.stderr.write("Benchmarks pin processes and read /proc: they run on Linux.\n")
