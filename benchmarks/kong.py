@@ -71,10 +71,15 @@ def render_entry(call: Call) -> bytes:
         "https_redirect_status_code": 426,
         "service": {"id": "service-api"},
     }
-    missing = ENTRY_BYTES - len(_encoder.encode(entry)) - len(',"cookie":""')
+    missing = ENTRY_BYTES - len(_encode(entry)) - len(',"cookie":""')
     if missing > 0:
         entry["request"]["headers"]["cookie"] = "s" * missing
-    return _encoder.encode(entry)
+    return _encode(entry)
+
+
+def _encode(entry: dict[str, Any]) -> bytes:
+    """JSON as Kong writes it: every slash escaped."""
+    return _encoder.encode(entry).replace(b"/", b"\\/")
 
 
 @dataclass(frozen=True, slots=True)

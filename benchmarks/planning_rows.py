@@ -177,8 +177,7 @@ def _count_usage(book: _Book, customers: int, hours: int) -> int:
     """Usage of n + 1 for account n, meter and hour, over the partitions; returns the rows made."""
     indexes = ("ix_usage_changed", "ix_usage_account", "ix_usage_window")
     definitions = [
-        str(book.read(f"SELECT indexdef FROM pg_indexes WHERE indexname = '{name}'")[0])
-        for name in indexes
+        str(book.read(f"SELECT indexdef FROM pg_indexes WHERE indexname = '{name}'")[0]) for name in indexes
     ]
     for name in indexes:
         book.run(f"DROP INDEX {name}")

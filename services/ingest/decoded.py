@@ -88,3 +88,13 @@ def find_nul(columns: Columns, rows: int) -> list[Fault]:
         for row in range(rows)
         if isinstance(text := columns[name][row], str) and "\0" in text
     ]
+
+
+def holds_nul(batch: pa.RecordBatch) -> bool:
+    """Whether any text of `batch` may hold a NUL. Looks through each column's bytes at once, which costs nothing
+    beside `find_nul`."""
+    return any(
+        b"\0" in data.to_pybytes()
+        for column in batch.columns
+        if pa.types.is_string(column.type) and (data := column.buffers()[2]) is not None
+    )

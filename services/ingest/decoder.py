@@ -41,8 +41,7 @@ class Decoder(ABC):
         columns, faults = self.to_columns(
             reading.read, ingest_ms=ingest_ms, trust_ids=trust_ids, replayed=replayed
         )
-        if reading.suspicious:
-            faults += find_nul(columns, rows)
+        faults += find_nul(columns, rows)
         if not faults:
             return DecodedBatch(rows, columns, reading.rejected)
         rows, columns, rejected = drop_faults(columns, rows, faults, reading.payload)

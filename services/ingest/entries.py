@@ -52,8 +52,6 @@ class Entries(Generic[T]):
     body: bytes
     read: list[T]
     rejected: list[Rejected]
-    suspicious: bool = False
-    """Some text of a readable entry may hold a NUL."""
     _payloads: list[bytes] | None = None
 
     def payload(self, row: int) -> bytes:
@@ -66,16 +64,12 @@ class Entries(Generic[T]):
 def read_entries(body: bytes, reader: EntryReader[T]) -> Entries[T]:
     """The entries of an array, or the one entry a body consists of. Raises BrokenBody."""
     array = _starts_array(body)
-    # One character is looked for far faster than six, and many senders escape nothing at all.
-    suspicious = b"\\" in body and b"\\u0000" in body
-    if not suspicious:
-        try:
-            if array:
-                return Entries(body, reader.many.decode(body), [])
-            return Entries(body, [reader.one.decode(body)], [])
-        except _UNREADABLE:
-            pass
-    return _recover(body, array, reader, suspicious)
+    try:
+        if array:
+            return Entries(body, reader.many.decode(body), [])
+        return Entries(body, [reader.one.decode(body)], [])
+    except _UNREADABLE:
+        return _recover(body, array, reader)
 
 
 def split_entries(body: bytes) -> list[bytes]:
@@ -113,11 +107,11 @@ def _starts_array(body: bytes) -> bool:
     return first == b"[" or body[:1024].removeprefix(_BOM).lstrip(_WHITESPACE)[:1] == b"["
 
 
-def _recover(body: bytes, array: bool, reader: EntryReader[T], suspicious: bool) -> Entries[T]:
+def _recover(body: bytes, array: bool, reader: EntryReader[T]) -> Entries[T]:
     """1. Mend the text. 2. Tell entries apart. 3. Read each alone."""
     body = mend_text(body)
     payloads: list[bytes] = []
-    entries: Entries[T] = Entries(body, [], [], suspicious, payloads)
+    entries: Entries[T] = Entries(body, [], [], payloads)
     for payload in split_entries(body):
         try:
             entry = _read_one(payload, reader)

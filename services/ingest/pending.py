@@ -7,17 +7,18 @@ from. Pure. It refuses to know partitions, records and who acknowledges them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import structlog
 
-from services.ingest.decoded import Columns, Fault, Rejected, drop_faults, find_nul
+from services.ingest.decoded import Columns, Fault, Rejected, drop_faults, find_nul, holds_nul
 from services.ingest.decoder import Decoder
 from services.ingest.entries import Entries
 from services.ingest.submission import Submission
+from tollgate.metering.errors import DeadReason
 
 _ENTRIES_ENOUGH = 100
 """A body of so many entries gains nothing by company, and loses by waiting: what was just read is still in the
@@ -102,22 +103,42 @@ class Pending:
         return taken
 
     def _convert(self, group: _Group, ingest_ms: int) -> None:
-        """The group at once; after an error nobody foresaw each request alone, so that none can fail the others."""
+        """The group at once; after an error nobody foresaw, without the entries that cause it."""
         try:
             converted, refused = _to_rows(group, self._schema, ingest_ms)
         except Exception:
-            if len(group.owners) == 1:
-                # Its sender is told to send again, as if it had not been answered.
-                _log.exception("entries.not_converted", source=group.source, format=group.decoder.format)
-                group.owners[0].settle(False)
-                return
-            for reading, owner in zip(group.readings, group.owners, strict=True):
-                self._convert(
-                    _Group(group.source, group.decoder, group.trust_ids, [reading], [owner]), ingest_ms
-                )
-        else:
-            self._converted.append(converted)
-            self._refused += refused
+            _log.exception("entries.not_converted", source=group.source, format=group.decoder.format)
+            group, unforeseen = _set_aside(group, self._schema, ingest_ms)
+            self._refused += unforeseen
+            converted, refused = _to_rows(group, self._schema, ingest_ms)
+        self._converted.append(converted)
+        self._refused += refused
+
+
+def _set_aside(group: _Group, schema: pa.Schema, ingest_ms: int) -> tuple[_Group, list[Refused]]:
+    """The entries that become columns when each is alone, and refusals of the others.
+
+    One entry must neither fail its neighbours nor be sent again for ever.
+    """
+    refused: list[Refused] = []
+    readings: list[Entries[Any]] = []
+    for reading, owner in zip(group.readings, group.owners, strict=True):
+        kept: list[tuple[Any, bytes]] = []
+        for row, entry in enumerate(reading.read):
+            payload = reading.payload(row)
+            nobody = Submission(lambda _: None, 1)
+            alone = replace(group, readings=[Entries(payload, [entry], [])], owners=[nobody])
+            try:
+                _to_rows(alone, schema, ingest_ms)
+            except Exception as error:
+                unforeseen = Rejected(DeadReason.BAD_TYPE, f"not understood: {error!r:.200}", payload)
+                refused.append(Refused(group.source, group.decoder.format, owner, unforeseen))
+            else:
+                kept.append((entry, payload))
+        readings.append(
+            Entries(reading.body, [entry for entry, _ in kept], [], [payload for _, payload in kept])
+        )
+    return replace(group, readings=readings), refused
 
 
 def _to_rows(group: _Group, schema: pa.Schema, ingest_ms: int) -> tuple[Converted, list[Refused]]:
@@ -131,12 +152,12 @@ def _to_rows(group: _Group, schema: pa.Schema, ingest_ms: int) -> tuple[Converte
     columns, faults = group.decoder.to_columns(
         entries, ingest_ms=ingest_ms, trust_ids=group.trust_ids, replayed=False
     )
-    if any(reading.suspicious for reading in group.readings):
-        faults += find_nul(columns, len(entries))
+    batch = None if faults else pa.RecordBatch.from_pydict(columns, schema=schema)
     refused: list[Refused] = []
-    if faults:
+    if batch is None or holds_nul(batch):
+        faults += find_nul(columns, len(entries))
         columns, owner_of_row, refused = _drop(group, columns, faults, owner_of_row, sizes)
-    batch = pa.RecordBatch.from_pydict(columns, schema=schema)
+        batch = pa.RecordBatch.from_pydict(columns, schema=schema)
     _count(group.owners, owner_of_row, columns["time_ms"])
     return Converted(group.source, batch, columns["account"], group.owners, owner_of_row), refused
 

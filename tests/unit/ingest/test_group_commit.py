@@ -285,16 +285,23 @@ class Trap(KongDecoder):
 
 
 @pytest.mark.parametrize("copies", [1, 150])
-async def test_an_error_nobody_foresaw_fails_its_own_request_alone(rig: Rig, copies: int) -> None:
-    """The neighbours in its group are in the log; its sender is told to send again."""
+async def test_an_error_nobody_foresaw_costs_the_entry_that_causes_it(rig: Rig, copies: int) -> None:
+    """It is among the dead letters, to be sent again when the mistake is mended; its neighbours count."""
     trap = Trap(id_seed=1, keys=KEYS, capture=CAPTURE)
-    before, failing, after = (
-        rig.submit("s", body(*[account] * copies), trap) for account in ("a", "trap", "b")
+    alone, among = (
+        rig.submit("s", body(*accounts), trap) for accounts in (["a"] * copies, ["b", "trap", "c"] * copies)
     )
     await rig.advance(4)
     rig.log.answer(True)
-    assert [future.result().acknowledged for future in (before, failing, after)] == [True, False, True]
-    assert Counter(row["account"] for row in rig.log.rows) == {"user:a": copies, "user:b": copies}
+    assert [(done.result().acknowledged, done.result().accepted) for done in (alone, among)] == [
+        (True, copies),
+        (True, 2 * copies),
+    ]
+    assert [letter.reason for letter in rig.log.letters] == [DeadReason.BAD_TYPE] * copies
+    assert {json.loads(letter.payload)["consumer"]["custom_id"] for letter in rig.log.letters} == {"trap"}
+    assert Counter(row["account"] for row in rig.log.rows) == dict.fromkeys(
+        ("user:a", "user:b", "user:c"), copies
+    )
 
 
 async def test_a_bad_entry_is_its_own_requests(rig: Rig) -> None:
@@ -323,3 +330,16 @@ async def test_the_oldest_event_of_each_request_is_known(rig: Rig) -> None:
     await rig.advance(4)
     rig.log.answer(True)
     assert [done.result().oldest_ms for done in both] == [5_000, 6_000]
+
+
+async def test_a_nul_is_found_in_any_text_that_is_kept(rig: Rig) -> None:
+    """PostgreSQL could not store it; where nothing is kept of the text, the call counts."""
+    hidden, kept = (json.loads(body(account))[0] for account in ("a", "b"))
+    hidden["request"]["headers"] = {"cookie": "\0"}
+    kept["client_ip"] = "192.0.2.1\0"
+    done = rig.submit("s", json.dumps([hidden, kept, json.loads(body("c"))[0]]).encode())
+    await rig.advance(4)
+    rig.log.answer(True)
+    assert done.result().accepted == 2
+    assert [entry.detail for entry in done.result().rejected] == ["NUL in client_ip"]
+    assert sorted(row["account"] for row in rig.log.rows) == ["user:a", "user:c"]
