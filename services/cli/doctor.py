@@ -89,6 +89,8 @@ def _check_pins(settings: CliSettings, cluster: str, partitions: int | None) -> 
     expected: dict[str, str | int] = {
         "kafka_cluster_id": cluster,
         "events_topic": settings.kafka.topic_name(GATEWAY_EVENTS.name),
+        "accept_age_hours": settings.rules.accept_age_hours,
+        "future_seconds": settings.rules.future_seconds,
     }
     if partitions is not None:
         expected["partitions"] = partitions
@@ -101,7 +103,7 @@ def _check_pins(settings: CliSettings, cluster: str, partitions: int | None) -> 
             "pins",
             good=False,
             seen=str(error),
-            do="use the ledger, the cluster, the topic prefix and the id seed that belong together",
+            do="use the ledger, cluster, topic prefix, id seed and rules that belong together",
         )
         return
     except LedgerError:
@@ -210,5 +212,5 @@ def _check_stripe(settings: CliSettings) -> Iterator[Finding]:
         "Stripe meters",
         good=not absent,
         seen=", ".join(f"{name} {meters.get(name, 'absent')}" for name in wanted) or "no meter is sent live",
-        do=f"create or reactivate at Stripe: {', '.join(absent)}" if absent else "",
+        do=f"run `tollgate meters apply --plan`: it says what {', '.join(absent)} lacks" if absent else "",
     )

@@ -56,7 +56,8 @@ def init() -> None:
     """Create topics and schema, and pin what belongs together.
 
     Topics that exist with another partition count, and a ledger that belongs to another cluster, topic, Stripe
-    account or id seed, are refused. Nothing existing is changed or deleted; safe to run again.
+    account or id seed, or counts by other rules of lateness, are refused. Nothing existing is changed or deleted; safe
+    to run again.
     """
     settings = load_settings(CliSettings)
     if settings.id_seed is None:
@@ -80,9 +81,15 @@ def init() -> None:
         stripe_mode=account.mode,
         id_seed_fingerprint=seed_fingerprint(derive_seed(settings.id_seed.get_secret_value())),
         ledger_id="",
+        accept_age_hours=settings.rules.accept_age_hours,
+        future_seconds=settings.rules.future_seconds,
     )
     report = initialise(engine, pins, settings.topics.partitions, SystemClock().now_ms())
     click.echo(f"Kafka   cluster {cluster}, {len(TOPICS)} topics, {settings.topics.partitions} partitions")
     roles = report.roles_skipped or ("one role a service" if report.roles else "ready")
     click.echo(f"Ledger  {report.pins.ledger_id}, schema {report.schema_version}, {roles}")
+    click.echo(
+        f"Rules   events up to {report.pins.accept_age_hours} hours old, at most "
+        f"{report.pins.future_seconds} seconds ahead"
+    )
     click.echo(f"Stripe  account {account.account}, {account.mode} mode")

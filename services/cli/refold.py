@@ -23,16 +23,15 @@ from tollgate.contracts.topics import GATEWAY_EVENTS
 from tollgate.ledger.catalogue import load_meter_set
 from tollgate.ledger.counted import Counted, CountedUsage, UsageKey, load_counted
 from tollgate.ledger.engine import Engine
+from tollgate.ledger.init import read_rules
 from tollgate.ledger.progress import load_epochs
 from tollgate.metering.definition import MeterSet
-from tollgate.metering.outcome import Outcomes, TimeRules
+from tollgate.metering.outcome import Outcomes
 from tollgate.metering.refold import Recount, RecountedUsage, Recounter
 from tollgate.runtime.kafka import topic_bounds
 
 if TYPE_CHECKING:
     from services.cli.verify import Findings
-
-_HOUR_MS = 3_600_000
 
 
 async def compare_recount(settings: CliSettings, engine: Engine, findings: Findings) -> None:
@@ -59,9 +58,8 @@ async def compare_recount(settings: CliSettings, engine: Engine, findings: Findi
             )
         else:
             stop[partition] = next_offset
-    rules = TimeRules(settings.rules.accept_age_hours * _HOUR_MS, settings.rules.future_seconds * 1000)
     meters = _MetersInForce(engine, list(stop))
-    recounter = Recounter(meters, rules)
+    recounter = Recounter(meters, read_rules(engine))
     await _count_again(settings, stop, recounter, findings)
     recount = recounter.result()
     agreed, differences = compare_counts(counted, recount, stop.keys(), meters.name)

@@ -7,15 +7,20 @@ bytes here. Nothing raises: what cannot be read becomes an `UnknownRecord`, so o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Context, Decimal
 
 from services.meter.intake import LogRecord
-from tollgate.contracts import events, ticks
-from tollgate.metering.records import EventsRecord, Record, TickRecord, UnknownRecord
+from tollgate.contracts import amendments, events, ticks
+from tollgate.metering.amending import QUANTITY_MAX
+from tollgate.metering.records import AmendmentRecord, EventsRecord, Record, TickRecord, UnknownRecord
 
 ROWS_MAX = 10_000_000
 """More events than any record can hold: a header that claims more is wrong, and must not falsify the counts."""
 TIME_MS_MAX = 253_402_300_799_999
 """The end of the year 9999: beyond it a time is noise, and would expire every id ever seen."""
+
+_NANO = Decimal("1e-9")
+_EXACT = Context(prec=60)
 
 
 def decode_records(records: Sequence[LogRecord]) -> list[Record]:
@@ -29,6 +34,8 @@ def _decode(record: LogRecord) -> Record:
         return _decode_events(record)
     if contract == ticks.CONTRACT:
         return _decode_tick(record)
+    if contract == amendments.CONTRACT:
+        return _decode_amendment(record)
     return _unknown(record, f"contract {contract!r} is not known here")
 
 
@@ -61,6 +68,33 @@ def _decode_tick(record: LogRecord) -> TickRecord | UnknownRecord:
     if not (0 <= tick.wall_ms <= TIME_MS_MAX and 0 <= tick.rows_acknowledged < 2**63):
         return _unknown(record, "a tick out of range")
     return TickRecord(record.partition, record.offset, tick.instance, tick.wall_ms, tick.rows_acknowledged)
+
+
+def _decode_amendment(record: LogRecord) -> AmendmentRecord | UnknownRecord:
+    try:
+        amendment = amendments.decode_amendment(record.value)
+        quantity = Decimal(amendment.quantity)
+        if not quantity.is_finite() or quantity == 0 or abs(quantity) > QUANTITY_MAX:
+            raise ValueError(f"quantity {amendment.quantity}")
+        if quantity != quantity.quantize(_NANO, context=_EXACT):
+            raise ValueError(f"quantity {amendment.quantity} has more than nine places")
+    except (ValueError, ArithmeticError) as error:
+        return _unknown(record, f"not an amendment: {error}")
+    if not all(0 <= at_ms <= TIME_MS_MAX for at_ms in (amendment.time_ms, amendment.written_ms)):
+        return _unknown(record, "an amendment out of range")
+    return AmendmentRecord(
+        partition=record.partition,
+        offset=record.offset,
+        id_hash=amendment.id_hash,
+        meter_id=amendment.meter_id,
+        account=amendment.account,
+        window_start_ms=amendment.window_start_ms,
+        time_ms=amendment.time_ms,
+        quantity=quantity,
+        dimensions=amendment.dimensions,
+        written_ms=amendment.written_ms,
+        value=record.value,
+    )
 
 
 def _unknown(record: LogRecord, detail: str) -> UnknownRecord:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -29,19 +29,17 @@ from services.meter.metrics import MeterMetrics
 from services.meter.partition import Partitions
 from services.meter.pipeline import FlushPolicy, Pipeline
 from services.meter.settings import MeterSettings
+from services.meter.start import check_start
 from services.meter.watchdog import Judge, Watchdog
 from services.meter.worker import Worker
 from tollgate.contracts.topics import GATEWAY_DEAD, GATEWAY_EVENTS
-from tollgate.ledger.engine import Engine, LedgerUnavailable, open_ledger
-from tollgate.ledger.init import check_pins
-from tollgate.ledger.migrations import check_schema
-from tollgate.metering.outcome import TimeRules
+from tollgate.ledger.engine import open_ledger
 from tollgate.runtime.backoff import Backoff
 from tollgate.runtime.clock import Clock, SystemClock
 from tollgate.runtime.faults import Faults
 from tollgate.runtime.health import Health
 from tollgate.runtime.http import operations_app, serve_app
-from tollgate.runtime.kafka import ClusterUnidentified, cluster_id, new_producer, topic_partitions
+from tollgate.runtime.kafka import new_producer
 from tollgate.runtime.metrics import new_registry
 from tollgate.runtime.shutdown import Shutdown, exit_at_once
 
@@ -85,16 +83,12 @@ async def run_meter(settings: MeterSettings, shutdown: Shutdown, clock: Clock | 
         stack.callback(booking.shutdown, wait=False, cancel_futures=True)
         stack.callback(folding.shutdown, wait=False, cancel_futures=True)
 
-        started = await _or_shutdown(_check_start(settings, engine, clock, backoff, health), shutdown)
-        if not started:
+        rules = await _or_shutdown(check_start(settings, engine, clock, backoff, health), shutdown)
+        if rules is None:
             return
         log = await stack.enter_async_context(KafkaLog(settings.kafka, GATEWAY_EVENTS.name, ASK_SECONDS))
         dead = await stack.enter_async_context(_dead_letters(settings))
         faults = Faults(settings.fault.point, settings.fault.hits)
-        rules = TimeRules(
-            accept_age_ms=settings.rules.accept_age_hours * 3_600_000,
-            future_ms=settings.rules.future_seconds * 1000,
-        )
         intake = Intake(settings.flush.held_bytes_max)
         partitions = Partitions()
         book = LedgerBook(engine)
@@ -258,46 +252,6 @@ async def _dead_letters(settings: MeterSettings) -> AsyncIterator[KafkaDeadLette
         await _within(producer.stop(), HINT_SECONDS)
 
 
-async def _check_start(
-    settings: MeterSettings, engine: Engine, clock: Clock, backoff: Backoff, health: Health
-) -> None:
-    """Wait for ledger and broker, and refuse to start on any that are not the pinned ones (PinMismatch)."""
-
-    async def patiently(what: str, ask: Callable[[], Awaitable[T]]) -> T:
-        attempt = 0
-        while True:
-            try:
-                answer = await ask()
-            except (LedgerUnavailable, LogUnavailable, KafkaError, ClusterUnidentified, OSError) as error:
-                health.set_ready(what, False, str(error))
-                _log.warning("start.waiting", on=what, detail=repr(error))
-                await clock.sleep_seconds(backoff.delay_seconds(min(attempt, 60)))
-                attempt += 1
-            else:
-                health.set_ready(what, True)
-                health.heartbeat("event_loop")
-                return answer
-
-    topic = GATEWAY_EVENTS.name
-    health.unwatch("event_loop")
-    await patiently("ledger", lambda: asyncio.to_thread(check_schema, engine))
-    cluster = await patiently("broker", lambda: cluster_id(settings.kafka))
-    count = await patiently("broker", lambda: topic_partitions(settings.kafka, topic))
-    if count is None:
-        raise SystemExit(f"topic {settings.kafka.topic_name(topic)} does not exist: run `tollgate init`")
-    await patiently(
-        "ledger",
-        lambda: asyncio.to_thread(
-            check_pins,
-            engine,
-            kafka_cluster_id=cluster,
-            events_topic=settings.kafka.topic_name(topic),
-            partitions=count,
-        ),
-    )
-    health.watch("event_loop", settings.watchdog.stuck_seconds)
-
-
 def _report(health: Health, assignment: Assignment, pipeline: Pipeline) -> None:
     """What /readyz says: a stopped partition, or a ledger or broker that holds up work, is not ready."""
     stopped = "; ".join(
@@ -321,19 +275,18 @@ async def _within(work: Awaitable[object], seconds: float) -> bool:
     return True
 
 
-async def _or_shutdown(work: Awaitable[None], shutdown: Shutdown) -> bool:
-    """Await `work`; False when shutdown is requested first."""
+async def _or_shutdown(work: Awaitable[T], shutdown: Shutdown) -> T | None:
+    """What `work` comes to; None when shutdown is requested first."""
     task = asyncio.ensure_future(work)
     wish = asyncio.ensure_future(shutdown.event.wait())
     await asyncio.wait({task, wish}, return_when=asyncio.FIRST_COMPLETED)
     wish.cancel()
     if task.done():
-        task.result()
-        return True
+        return task.result()
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
-    return False
+    return None
 
 
 def _version() -> str:

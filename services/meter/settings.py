@@ -89,6 +89,11 @@ class FetchSettings(SettingsGroup):
         ge=1024,
         description="Bytes fetched of one partition at a time; at least the largest record ingest writes.",
     )
+    bytes_max: int = Field(
+        default=8 * _MIB,
+        ge=1024,
+        description="Bytes one answer of a broker holds at most (or one record). Larger answers cost more a byte.",
+    )
     records_max: int = Field(default=100, ge=1, description="Records handed on per poll.")
 
 
@@ -110,17 +115,6 @@ class WatchdogSettings(SettingsGroup):
     )
 
 
-class RuleSettings(SettingsGroup):
-    """How old or how early an event may be. The same on every worker of one ledger, and in a recount."""
-
-    accept_age_hours: int = Field(
-        default=72, ge=1, description="Hours an event may be old when it is ingested; older ones are late."
-    )
-    future_seconds: int = Field(
-        default=300, ge=0, description="Seconds an event may be ahead of its ingest time; beyond, it is dead."
-    )
-
-
 class FaultSettings(SettingsGroup):
     """For crash tests alone: dies at a named step, as by SIGKILL."""
 
@@ -138,5 +132,4 @@ class MeterSettings(ServiceSettings):
     group: GroupSettings = Field(default=GroupSettings(), description="The consumer group.")
     fetch: FetchSettings = Field(default=FetchSettings(), description="Fetching.")
     watchdog: WatchdogSettings = Field(default=WatchdogSettings(), description="Giving up.")
-    rules: RuleSettings = Field(default=RuleSettings(), description="Lateness.")
     fault: FaultSettings = Field(default=FaultSettings(), description="Crash tests.")

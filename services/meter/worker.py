@@ -1,6 +1,7 @@
 """The worker: Faust, used for membership, assignment and fetching, and for nothing else.
 
-Owns the app, its settings and its one agent. It refuses to know what a record holds: the agent hands raw bytes on.
+Owns the app, its settings and its one agent. It refuses to know what a record holds: the agent hands raw bytes on,
+bundle by bundle (`transport`).
 Faust's acks, commits, tables and `take()` are not used: each loses or doubles counts in some failure. That is why the
 topic has `acks=False` and the agent never awaits between a record and the intake except for room.
 """
@@ -20,7 +21,7 @@ from mode import CrashingSupervisor
 from yarl import URL
 
 from services.meter.assignment import Assignment
-from services.meter.intake import Intake, LogRecord
+from services.meter.intake import Intake
 from services.meter.pipeline import Pipeline
 from services.meter.settings import MeterSettings
 from services.meter.transport import Transport
@@ -30,8 +31,8 @@ _log = structlog.stdlib.get_logger(__name__)
 
 METADATA_AGE_MS = 5_000
 
-BUFFER_RECORDS = 32
-"""Records Faust queues between fetching and the agent. Its default of 4096 would hold gigabytes of batches."""
+BUFFER_BUNDLES = 8
+"""Bundles Faust queues between fetching and the agent. Its default of 4096 would hold gigabytes."""
 
 
 class _App(faust.App):
@@ -70,6 +71,7 @@ class Worker:
         self._app.finalize()
         made = transport(self._app.conf.broker_consumer, self._app, loop)
         made.source = assignment
+        made.fetch_bytes_max = settings.fetch.bytes_max
         self._app.transport = made
         channel = self._app.topic(
             topic,
@@ -129,13 +131,10 @@ class Worker:
 
     async def _count(self, stream: Any) -> None:
         async for event in stream.events():
-            if not self._intake.has_room:
-                await self._pipeline.wait_for_room()
-            message = event.message
-            headers = message.headers or ()
-            self._assignment.arrived(
-                LogRecord(message.partition, message.offset, message.value or b"", tuple(headers))
-            )
+            for record in event.message.records:
+                if not self._intake.has_room:
+                    await self._pipeline.wait_for_room()
+                self._assignment.arrived(record)
 
     async def _revoked(self, *_: Any, **__: Any) -> None:
         self._joined = False
@@ -173,7 +172,7 @@ def _app_settings(settings: MeterSettings) -> dict[str, Any]:
         # minutes is five minutes of a process that is up and counts nothing.
         "consumer_metadata_max_age_ms": METADATA_AGE_MS,
         "consumer_group_instance_id": group.instance,
-        "stream_buffer_maxsize": BUFFER_RECORDS,
+        "stream_buffer_maxsize": BUFFER_BUNDLES,
         "stream_wait_empty": True,
         # Any standby would switch to Faust's own assignor, which can leave a restarted worker with nothing.
         "table_standby_replicas": 0,

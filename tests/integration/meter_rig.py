@@ -109,7 +109,7 @@ class MeterRig:
         """Account by event id, of what the meter is to count."""
         self.received = 0
 
-    async def prepare(self) -> MeterRig:
+    async def prepare(self, *, accept_age_hours: int = 72, future_seconds: int = 300) -> MeterRig:
         """Topics, schema, pins, meters."""
         await create_topics(
             self.settings,
@@ -123,6 +123,8 @@ class MeterRig:
             stripe_mode="test",
             id_seed_fingerprint="",
             ledger_id="",
+            accept_age_hours=accept_age_hours,
+            future_seconds=future_seconds,
         )
         initialise(self.engine, pins, self.partitions, 0)
         apply_meters(self.engine, [CALLS], "", 0)

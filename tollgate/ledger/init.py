@@ -27,8 +27,18 @@ from tollgate.ledger.tables import (
     progress_epochs,
     stripe_sequence,
 )
+from tollgate.metering.outcome import TimeRules
 
-__all__ = ["InitReport", "PinMismatch", "Pins", "check_pins", "initialise", "new_ledger_id", "read_pins"]
+__all__ = [
+    "InitReport",
+    "PinMismatch",
+    "Pins",
+    "check_pins",
+    "initialise",
+    "new_ledger_id",
+    "read_pins",
+    "read_rules",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +55,11 @@ class Pins:
     id_seed_fingerprint: str
     ledger_id: str
     """This ledger's own name: part of every posting's identifier, so that two ledgers never collide at Stripe."""
+    accept_age_hours: int | None = 72
+    """How old an event may be. Never changed: a longer time would count retries whose ids were forgotten in the
+    shorter one, and no recount would come to the same numbers."""
+    future_seconds: int | None = 300
+    """How far ahead of its ingest time an event may be. Never changed, for the recount's sake."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +138,16 @@ def read_pins(engine: Engine) -> Pins:
     return _from_rows(stored)
 
 
+def read_rules(engine: Engine) -> TimeRules:
+    """The rules by which every worker counts, and every recount; raises LedgerNotReady when there are none."""
+    pinned = read_pins(engine)
+    if pinned.accept_age_hours is None or pinned.future_seconds is None:
+        raise LedgerNotReady("the ledger does not say how old an event may be: run `tollgate init`")
+    return TimeRules(
+        accept_age_ms=pinned.accept_age_hours * 3_600_000, future_ms=pinned.future_seconds * 1_000
+    )
+
+
 def check_pins(engine: Engine, **expected: str | int) -> Pins:
     """The pins, after comparing those named with what this process sees.
 
@@ -153,7 +178,10 @@ def _compare(stored: dict[str, str], wanted: dict[str, str]) -> None:
 
 def _to_rows(pins: Pins) -> dict[str, str]:
     values = {field.name: getattr(pins, field.name) for field in fields(Pins)}
-    return {name: str(value) for name, value in values.items() if value}
+    # An event may be no second ahead: 0 is a rule there, and "not known" everywhere else.
+    return {
+        name: str(value) for name, value in values.items() if value or (name, value) == ("future_seconds", 0)
+    }
 
 
 def _from_rows(stored: dict[str, str]) -> Pins:
@@ -165,6 +193,8 @@ def _from_rows(stored: dict[str, str]) -> Pins:
         stripe_mode=stored.get("stripe_mode", ""),
         id_seed_fingerprint=stored.get("id_seed_fingerprint", ""),
         ledger_id=stored.get("ledger_id", ""),
+        accept_age_hours=int(stored["accept_age_hours"]) if "accept_age_hours" in stored else None,
+        future_seconds=int(stored["future_seconds"]) if "future_seconds" in stored else None,
     )
 
 

@@ -5,8 +5,8 @@ It refuses to know what is done with the columns.
 
 Opening a stream costs tens of microseconds whatever its size. Records written under one capture configuration start
 with the same schema message, byte for byte, so their batches are joined behind one schema and read with one call, and
-only the columns asked for are decompressed. Whatever does not fit that way is read alone, so that a broken record
-never takes its neighbours along.
+only the columns asked for are decompressed; batches of a few rows are not even read one by one (`gather`). Whatever
+does not fit that way is read alone, so that a broken record never takes its neighbours along.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from functools import lru_cache
 import pyarrow as pa
 
 from tollgate.metering.event import PROPERTY_PREFIX, SCHEMA
+from tollgate.metering.gather import ROWS_MEAN_MAX, Plan, gather, plan_columns
 from tollgate.metering.records import EventsRecord
 
 _CONTINUATION = b"\xff\xff\xff\xff"
 _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 _INGEST_MS_MAX = 2**53
 """Far past any clock; keeps arithmetic on times within 64 bits."""
+
+_NOT_NULL = frozenset(column.name for column in SCHEMA if not column.nullable)
 
 _SCHEMAS_CACHED = 256
 """Capture configurations in flight at once; a rolling change of settings has two."""
@@ -59,6 +62,8 @@ class _Layout:
     fields: tuple[int, ...]
     columns: tuple[str, ...]
     absent: frozenset[str]
+    plan: Plan | None
+    """How to gather them; None when the schema holds a type that cannot be."""
 
 
 def decode_records(
@@ -66,31 +71,71 @@ def decode_records(
 ) -> tuple[list[Decoded], list[Broken]]:
     """Decode `columns` (fixed names, and properties where captured) of many records."""
     wanted = tuple(sorted(columns))
-    groups: dict[bytes, list[tuple[int, int]]] = {}
+    groups: dict[bytes, list[int]] = {}
     broken: list[Broken] = []
+    prefix: bytes | None = None
     for index, record in enumerate(records):
+        # Nearly always that of the record before: looking for its end costs more than comparing.
+        if prefix is None or not record.value.startswith(prefix):
+            try:
+                prefix = record.value[: _message_end(record.value, 0)]
+            except Undecodable as error:
+                broken.append(Broken(index, str(error)))
+                continue
+        groups.setdefault(prefix, []).append(index)
+    decoded: list[Decoded] = []
+    for prefix, indexes in groups.items():
+        found, unreadable = _decode_group(records, prefix, indexes, wanted)
+        decoded += found
+        broken += unreadable
+    broken.sort(key=lambda item: item.index)
+    return decoded, broken
+
+
+def _decode_group(
+    records: Sequence[EventsRecord], prefix: bytes, indexes: list[int], wanted: tuple[str, ...]
+) -> tuple[list[Decoded], list[Broken]]:
+    """Decode records with the same schema message: by arithmetic, else with one call, else one by one."""
+    broken: list[Broken] = []
+    try:
+        layout = _read_layout(prefix, wanted)
+    except Undecodable as error:
+        return [], [Broken(index, str(error)) for index in indexes]
+    gathered = _gather([records[index] for index in indexes], len(prefix), layout)
+    if gathered is not None:
+        return [Decoded(indexes, layout.absent, gathered)], broken
+    sound: list[int] = []
+    for index in indexes:
         try:
-            schema_end = _check_frame(record)
+            _check_frame(records[index], len(prefix))
         except Undecodable as error:
             broken.append(Broken(index, str(error)))
         else:
-            groups.setdefault(record.value[:schema_end], []).append((index, schema_end))
-    decoded: list[Decoded] = []
-    for prefix, members in groups.items():
-        try:
-            layout = _read_layout(prefix, wanted)
-            tables = [(members, _read_joined(records, prefix, members, layout))]
-        except Undecodable:
-            tables = []
-            for member in members:
-                try:
-                    layout = _read_layout(prefix, wanted)
-                    tables.append(([member], _read_joined(records, prefix, [member], layout)))
-                except Undecodable as error:
-                    broken.append(Broken(member[0], str(error)))
-        decoded += [Decoded([index for index, _ in found], layout.absent, table) for found, table in tables]
-    broken.sort(key=lambda item: item.index)
-    return decoded, broken
+            sound.append(index)
+    if not sound:
+        return [], broken
+    try:
+        return [Decoded(sound, layout.absent, _read_joined(records, prefix, sound, layout))], broken
+    except Undecodable:
+        decoded: list[Decoded] = []
+        for index in sound:
+            try:
+                table = _read_joined(records, prefix, [index], layout)
+            except Undecodable as error:
+                broken.append(Broken(index, str(error)))
+            else:
+                decoded.append(Decoded([index], layout.absent, table))
+        return decoded, broken
+
+
+def _gather(records: list[EventsRecord], start: int, layout: _Layout) -> pa.Table | None:
+    """The records by arithmetic; None when they are too large for it to pay, or one of them is not as promised."""
+    rows = [record.rows for record in records]
+    if layout.plan is None or sum(rows) > ROWS_MEAN_MAX * len(rows):
+        return None
+    if not all(0 <= record.ingest_ms < _INGEST_MS_MAX for record in records):
+        return None
+    return gather([record.value for record in records], rows, start, layout.plan)
 
 
 def decode_whole(record: EventsRecord) -> pa.Table:
@@ -108,23 +153,27 @@ def encode_rows(table: pa.Table) -> bytes:
     return bytes(sink.getvalue())
 
 
-def _check_frame(record: EventsRecord) -> int:
-    """The end of the schema message of a value that is one schema, one batch and nothing else."""
+def _check_frame(record: EventsRecord, schema_end: int) -> None:
+    """Raises Undecodable unless the value is one schema, which ends at `schema_end`, one batch and nothing else."""
     if record.rows < 0 or not 0 <= record.ingest_ms < _INGEST_MS_MAX:
         raise Undecodable(f"headers promise {record.rows} rows at {record.ingest_ms} ms")
-    value = record.value
-    try:
-        schema_end = _message_end(value, 0)
-        rest = value[_message_end(value, schema_end) :]
-    except (struct.error, IndexError) as error:
-        raise Undecodable("not an Arrow IPC stream of one record batch") from error
+    rest = record.value[_message_end(record.value, schema_end) :]
     if rest not in (b"", _END_OF_STREAM):
         raise Undecodable("more than one record batch, or bytes after it")
-    return schema_end
 
 
 def _message_end(value: bytes, start: int) -> int:
-    """Where the encapsulated message at `start` ends: its metadata is a flatbuffer that holds the body's length."""
+    """Where the encapsulated message at `start` ends: its metadata is a flatbuffer that holds the body's length.
+
+    Raises Undecodable when there is none.
+    """
+    try:
+        return _find_message_end(value, start)
+    except (struct.error, IndexError) as error:
+        raise Undecodable("not an Arrow IPC stream of one record batch") from error
+
+
+def _find_message_end(value: bytes, start: int) -> int:
     if value[start : start + 4] != _CONTINUATION:
         raise Undecodable("not an Arrow IPC stream")
     (metadata_bytes,) = struct.unpack_from("<i", value, start + 4)
@@ -162,15 +211,17 @@ def _read_layout(prefix: bytes, wanted: tuple[str, ...]) -> _Layout:
         fields=tuple(schema.get_field_index(name) for name in present),
         columns=present,
         absent=frozenset(wanted) - frozenset(present),
+        plan=plan_columns(schema, present, _NOT_NULL),
     )
 
 
 def _read_joined(
-    records: Sequence[EventsRecord], prefix: bytes, members: list[tuple[int, int]], layout: _Layout
+    records: Sequence[EventsRecord], prefix: bytes, indexes: list[int], layout: _Layout
 ) -> pa.Table:
     """One table of several records with the same schema. Raises Undecodable when any of them is not as promised."""
     parts = [prefix]
-    for index, start in members:
+    start = len(prefix)
+    for index in indexes:
         value = records[index].value
         parts.append(value[start : -len(_END_OF_STREAM)] if value.endswith(_END_OF_STREAM) else value[start:])
     parts.append(_END_OF_STREAM)
@@ -182,13 +233,10 @@ def _read_joined(
     except (pa.ArrowException, OSError, ValueError) as error:
         raise Undecodable(f"not a record batch of its schema: {error}") from error
     found = [len(chunk) for chunk in table.column(0).chunks]
-    promised = [records[index].rows for index, _ in members]
+    promised = [records[index].rows for index in indexes]
     if found != promised:
         raise Undecodable(f"the headers promise {promised[0]} rows, the batch holds {sum(found)}")
     for name in layout.columns:
         if name in _NOT_NULL and table.column(name).null_count:
             raise Undecodable(f"column {name} holds a null")
     return table.select(list(layout.columns))
-
-
-_NOT_NULL = frozenset(column.name for column in SCHEMA if not column.nullable)

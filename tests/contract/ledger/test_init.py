@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import Engine, select, update
+from sqlalchemy import Engine, delete, select, update
 
 from tests.contract.ledger.conftest import PARTITIONS, PINS
 from tollgate.ledger.catalogue import meters_version
 from tollgate.ledger.engine import LedgerNotReady, PinMismatch, ledger_transaction, read_snapshot
-from tollgate.ledger.init import check_pins, initialise, read_pins
+from tollgate.ledger.init import Pins, check_pins, initialise, read_pins, read_rules
 from tollgate.ledger.migrations import required_version, schema_version
 from tollgate.ledger.progress import load_epochs, load_progress
-from tollgate.ledger.tables import catalogue_state, directory_state, progress, stripe_sequence
+from tollgate.ledger.tables import catalogue_state, directory_state, pins, progress, stripe_sequence
+from tollgate.metering.outcome import TimeRules
 
 
 def test_a_new_ledger_has_everything_a_service_needs(empty_ledger: Engine) -> None:
@@ -24,7 +25,7 @@ def test_a_new_ledger_has_everything_a_service_needs(empty_ledger: Engine) -> No
         PINS,
         PARTITIONS,
     )
-    assert len(report.pinned) == 7
+    assert len(report.pinned) == 9
     assert read_pins(empty_ledger) == PINS
     found = load_progress(empty_ledger)
     assert sorted(found) == list(range(PARTITIONS))
@@ -112,3 +113,34 @@ def test_a_name_that_is_no_pin_is_a_mistake(ledger: Engine) -> None:
     """A misspelt pin would otherwise check nothing."""
     with pytest.raises(ValueError, match="stripe_acount"):
         check_pins(ledger, stripe_acount="acct_1")
+
+
+def test_the_rules_of_lateness_are_the_ledgers(empty_ledger: Engine) -> None:
+    """Whoever counts or recounts reads them back, and no later `initialise` may name others."""
+    own = replace(PINS, accept_age_hours=1, future_seconds=0)
+    initialise(empty_ledger, own, PARTITIONS, now_ms=1_000)
+    assert read_rules(empty_ledger) == TimeRules(accept_age_ms=3_600_000, future_ms=0)
+    for name, value in (("accept_age_hours", 2), ("future_seconds", 1)):
+        other = replace(own, **{name: value})  # type: ignore[arg-type]
+        with pytest.raises(PinMismatch) as caught:
+            initialise(empty_ledger, other, PARTITIONS, now_ms=2_000)
+        assert caught.value.differences == {name: (str(getattr(own, name)), str(value))}
+        with pytest.raises(PinMismatch, match=name):
+            check_pins(empty_ledger, **{name: value})
+    assert read_rules(empty_ledger) == TimeRules(accept_age_ms=3_600_000, future_ms=0)
+
+
+def test_rules_said_nowhere_are_those_of_the_core() -> None:
+    """A ledger made without naming them counts as `TimeRules` does by itself."""
+    made = Pins("cluster", "topic", 1, "", "", "", "")
+    assert made.accept_age_hours is not None
+    assert made.future_seconds is not None
+    assert TimeRules(made.accept_age_hours * 3_600_000, made.future_seconds * 1_000) == TimeRules()
+
+
+def test_a_ledger_without_rules_counts_nothing(ledger: Engine) -> None:
+    """No default steps in where two workers could have different ones."""
+    with ledger_transaction(ledger) as connection:
+        connection.execute(delete(pins).where(pins.c.name == "accept_age_hours"))
+    with pytest.raises(LedgerNotReady, match="tollgate init"):
+        read_rules(ledger)

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from services.meter.booking import Fenced
 from services.meter.faults import FaultPoint
 from services.meter.intake import Arrival, Intake
 from services.meter.metrics import MeterMetrics
 from services.meter.partition import AssignedPartition, Partitions, rebuild_seen
-from services.meter.pipeline import Fenced, FlushPolicy, Pipeline
+from services.meter.pipeline import FlushPolicy, Pipeline
 from tests.fakes.book import MemoryBook
 from tests.fakes.events import TIME_MS, Call, batch_of
 from tests.fakes.log import MemoryDeadLetters, MemoryLog
