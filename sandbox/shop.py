@@ -1,11 +1,12 @@
-"""A small shop at Stripe: meters, prices, customers with subscriptions, made over Stripe's HTTP API.
+"""A small shop at Stripe: customers with subscriptions on prices that are for sale, over Stripe's HTTP API.
 
-Owns the handful of calls a demo or a test needs to have somebody to bill. It refuses to know Tollgate.
+Owns the handful of calls a demo or a test needs to have somebody to bill. It refuses to know Tollgate, and who made
+the prices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -43,33 +44,12 @@ class Shop:
         """Close the connections."""
         self._client.close()
 
-    def create_meter(self, event_name: str, display_name: str) -> str:
-        """A Billing Meter that sums; returns its id."""
-        return str(
-            self._post(
-                "/v1/billing/meters",
-                {
-                    "display_name": display_name,
-                    "event_name": event_name,
-                    "default_aggregation": {"formula": "sum"},
-                },
-            )["id"]
-        )
-
-    def create_price(self, meter: str, product_name: str, unit_amount_decimal: str) -> str:
-        """A metered monthly price in US dollars on a product of its own; returns its id."""
-        product = self._post("/v1/products", {"name": product_name})["id"]
-        return str(
-            self._post(
-                "/v1/prices",
-                {
-                    "product": product,
-                    "currency": "usd",
-                    "unit_amount_decimal": unit_amount_decimal,
-                    "recurring": {"interval": "month", "usage_type": "metered", "meter": meter},
-                },
-            )["id"]
-        )
+    def find_prices(self, lookup_keys: Sequence[str]) -> list[str]:
+        """The ids of the prices of these lookup keys, in their order. Raises KeyError for one that is not for sale."""
+        answer = self._client.get("/v1/prices", params={"lookup_keys[]": list(lookup_keys), "limit": 100})
+        answer.raise_for_status()
+        found = {str(price["lookup_key"]): str(price["id"]) for price in answer.json()["data"]}
+        return [found[key] for key in lookup_keys]
 
     def sign_up(self, name: str, email: str, prices: list[str]) -> Shopper:
         """A customer with one subscription over `prices`, whose first period begins at Stripe's now."""

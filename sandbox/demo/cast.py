@@ -1,4 +1,4 @@
-"""Who the demo bills: three companies, each known to the gateway in another way, and the five meters' catalogue.
+"""Who the demo bills: three companies, each known to the gateway in another way.
 
 Owns their names and what is created at Stripe for them.
 """
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from sandbox.shop import Shop, Shopper
 from sandbox.traffic.calls import Identity
 
-UNIT_AMOUNTS = {"api_calls": "0.4", "chat_tokens": "0.002", "egress_bytes": "0.000009"}
-"""Cents a unit, by event_name."""
+LOOKUP_KEYS = ("tollgate_api_calls", "tollgate_chat_tokens", "tollgate_egress_bytes")
+"""Of the prices that `meters apply` makes of meters.yaml."""
 
 DAY_SECONDS = 86_400
 
@@ -34,11 +34,8 @@ class Cast:
 
 
 def hire_cast(shop: Shop) -> Cast:
-    """Create meters, prices and three customers with subscriptions that begin at Stripe's now."""
-    prices = [
-        shop.create_price(shop.create_meter(event_name, event_name), event_name, amount)
-        for event_name, amount in UNIT_AMOUNTS.items()
-    ]
+    """Create three customers with subscriptions to every price, which begin at Stripe's now."""
+    prices = shop.find_prices(LOOKUP_KEYS)
     shoppers = tuple(
         shop.sign_up(name, email, prices)
         for name, email in (

@@ -6,6 +6,7 @@ Owns: what can be sold and at what formula. Refuses to know: who buys it and how
 from decimal import Decimal
 from itertools import pairwise
 
+from sandbox.stripe.currencies import check_currency
 from sandbox.stripe.errors import JsonObject, invalid, missing_parameter, no_such, no_such_reference, refused
 from sandbox.stripe.events import emit
 from sandbox.stripe.listing import list_objects
@@ -112,7 +113,7 @@ def create_price(turn: Turn, call: Call) -> JsonObject:
     """``POST /v1/prices``: per unit, package or tiered; one-time or recurring; licensed or metered."""
     params = call.params
     scheme = params.choice("billing_scheme", ("per_unit", "tiered")) or "per_unit"
-    currency = params.required_text("currency", 3).lower()
+    currency = check_currency(params.required_text("currency", 3))
     recurring = _recurring(turn, params, call.version)
     unit_amount, unit_amount_decimal = _amount(params, "unit_amount")
     transform = _transform(params)

@@ -18,6 +18,7 @@ from sandbox.stripe.errors import (
     Refusal,
     bad_api_key,
     expired_api_key,
+    forbidden,
     invalid,
     key_in_flight,
     lock_timeout,
@@ -133,6 +134,8 @@ class Api:
             raise Dropped
         if rule.kind == "unauthorized_401":
             raise expired_api_key()
+        if rule.kind == "forbidden_403":
+            raise forbidden()
         if rule.kind == "rate_limit_429":
             raise rate_limited(rule.reason or "global-rate", rule.should_retry)
         if rule.kind == "lock_timeout":

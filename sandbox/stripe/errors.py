@@ -111,6 +111,15 @@ def expired_api_key() -> Refusal:
     return Refusal(401, "Expired API Key provided.", code="api_key_expired")
 
 
+def forbidden() -> Refusal:
+    """A restricted key that lacks the scope for this endpoint."""
+    return Refusal(
+        403,
+        "The provided key does not have the required permissions for this endpoint on this account.",
+        code="more_permissions_required_for_application",
+    )
+
+
 def rate_limited(reason: str | None, should_retry: bool | None) -> Refusal:
     """Too many requests; ``reason`` becomes ``Stripe-Rate-Limited-Reason``."""
     headers: dict[str, str] = {}

@@ -7,15 +7,18 @@ are sent.
 import hashlib
 import json
 from datetime import UTC, datetime
+from urllib.parse import urlencode
 
-from sandbox.stripe.errors import JsonObject, no_such
+from sandbox.stripe.errors import JsonObject, invalid, no_such
 from sandbox.stripe.listing import list_objects
+from sandbox.stripe.params import Params
 from sandbox.stripe.settings import webhook_settings
 from sandbox.stripe.state import new_id
 from sandbox.stripe.turns import Call, Turn
 from sandbox.stripe.versions import LATEST, render
 
-_LIST_SECONDS_MAX = 30 * 86_400  # how far back ``/v1/events`` reaches
+_LIST_SECONDS_MAX = 30 * 86_400  # how far back ``/v1/events`` and ``/v2/core/events`` reach
+_FAR_SECONDS = 253_402_300_799  # the last second that has a name
 
 
 def emit(turn: Turn, event_type: str, body: JsonObject, previous: JsonObject | None = None) -> None:
@@ -153,15 +156,52 @@ def retrieve_thin_event(turn: Turn, call: Call) -> JsonObject:
 
 
 def list_thin_events(turn: Turn, call: Call) -> JsonObject:
-    """``GET /v2/core/events``: newest first, optionally of one object; the newest ``limit`` of them."""
-    object_id = call.params.text("object_id")
-    types = set(call.params.texts("types"))
-    limit = call.params.integer("limit", 1, 100) or 20
-    call.params.finish()
+    """``GET /v2/core/events``: newest first, the last 30 days, by object, types and time; ``next_page_url`` goes on."""
+    params = call.params
+    object_id, after = params.text("object_id"), params.text("page")
+    types = params.texts("types")
+    limit = params.integer("limit", 1, 100) or 20
+    bounds = params.child("created")
+    since, until = _rfc3339_range(bounds)
+    params.finish()
+    newer_than = max(since, turn.now - _LIST_SECONDS_MAX)
     found = [
         render_thin(event)
-        for event in turn.state.scan("thin_event")
+        for event in turn.state.scan("thin_event", after=after, created=(newer_than, until))
         if (object_id is None or (event["related_object"] or {}).get("id") == object_id)
         and (not types or event["type"] in types)
     ]
-    return {"data": found[:limit], "next_page_url": None, "previous_page_url": None}
+    data, following = found[:limit], None
+    if len(found) > limit:
+        query: list[tuple[str, object]] = [("limit", limit), ("page", data[-1]["id"])]
+        query += [("object_id", object_id)] if object_id is not None else []
+        query += [(f"types[{number}]", name) for number, name in enumerate(types)]
+        query += [("created[gte]", rfc3339(since)), ("created[lte]", rfc3339(min(until, _FAR_SECONDS)))]
+        following = f"{call.path}?{urlencode(query)}"
+    return {"data": data, "next_page_url": following, "previous_page_url": None}
+
+
+def _rfc3339_range(bounds: Params | None) -> tuple[int, int]:
+    """The filter ``created[gte]=2026-11-22T00:00:00Z`` and its kin as an inclusive range of seconds."""
+    low, high = 0, 2**62
+    if bounds is not None:
+        for name, shift in (("gt", 1), ("gte", 0)):
+            seconds = _rfc3339_seconds(bounds, name)
+            low = low if seconds is None else max(low, seconds + shift)
+        for name, shift in (("lt", -1), ("lte", 0)):
+            seconds = _rfc3339_seconds(bounds, name)
+            high = high if seconds is None else min(high, seconds + shift)
+    return low, high
+
+
+def _rfc3339_seconds(bounds: Params, name: str) -> int | None:
+    text = bounds.text(name)
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise invalid(f"Invalid timestamp: {text[:40]}; use RFC 3339", bounds.full_name(name))
+    return int(moment.timestamp())

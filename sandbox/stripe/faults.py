@@ -22,6 +22,7 @@ Kind = Literal[
     "lock_timeout",
     "conflict_409",
     "unauthorized_401",
+    "forbidden_403",
     "delay",
 ]
 

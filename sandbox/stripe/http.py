@@ -163,6 +163,13 @@ def _add_clock(app: FastAPI, state: State, clock: VirtualClock) -> None:
             )
         return {**clock.describe(), "due": _run_due(state, clock)}
 
+    @app.post("/_reset")
+    async def reset() -> JsonObject:
+        with state.transaction():
+            state.clear()
+            clock.move(now_seconds=None, advance_seconds=None, real=True, frozen=False)
+        return clock.describe()
+
     @app.get("/_config")
     async def read_config() -> JsonObject:
         return settings.load(state).model_dump(mode="json")

@@ -9,7 +9,7 @@ from sandbox.stripe.catalog import plain
 from sandbox.stripe.customers import find_customer
 from sandbox.stripe.errors import JsonObject, invalid, missing_parameter, no_such, no_such_reference, refused
 from sandbox.stripe.events import emit
-from sandbox.stripe.invoices import add_to_draft, remove_from_draft
+from sandbox.stripe.invoice_drafts import add_to_draft, remove_from_draft
 from sandbox.stripe.listing import list_objects
 from sandbox.stripe.params import merge_metadata
 from sandbox.stripe.pricing import line_amount

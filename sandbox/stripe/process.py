@@ -169,6 +169,10 @@ class StandInControl:
         """Return to real time."""
         self._call("POST", "/_clock", {"real": True, "frozen": False})
 
+    def reset(self) -> None:
+        """Forget every object, event, fault and knob, and return to real time: a new stand-in for the same account."""
+        self._call("POST", "/_reset")
+
     def config(self, **groups: dict[str, object]) -> JsonObject:
         """Change knobs (``meters={"summary_lag_seconds": 60}``) and answer all of them."""
         return self._call("POST", "/_config", groups)
@@ -216,6 +220,10 @@ class StandInControl:
             limit=limit,
         )
         return list(found["data"])
+
+    def usage_records(self, subscription_item: str | None = None) -> list[JsonObject]:
+        """Stored usage records in order of receipt, one a timestamp that was set."""
+        return list(self._call("GET", "/_usage_records", subscription_item=subscription_item)["data"])
 
     def requests(self) -> list[JsonObject]:
         """How often each endpoint was called, by outcome."""

@@ -6,7 +6,7 @@ Owns: the order of due work. Refuses to know: HTTP and the real clock.
 from sandbox.stripe.invoices import finalize
 from sandbox.stripe.meter_events import report_errors
 from sandbox.stripe.state import State
-from sandbox.stripe.subscriptions import roll
+from sandbox.stripe.subscription_cycle import roll
 from sandbox.stripe.turns import Turn
 
 

@@ -172,6 +172,20 @@ class State:
         for row in self.connection.execute(sql, values):
             yield json.loads(row["body"])
 
+    def clear(self) -> None:
+        """Forget everything but the account. Call inside a transaction."""
+        for table in (
+            "objects",
+            "meter_events",
+            "usage_records",
+            "idempotency",
+            "deliveries",
+            "faults",
+            "requests",
+        ):
+            self.connection.execute(f"DELETE FROM {table}")  # noqa: S608 - names of ours
+        self.connection.execute("DELETE FROM settings WHERE name NOT LIKE 'account%'")
+
     def is_empty(self) -> bool:
         """Whether nothing has been created or received yet."""
         row = self.connection.execute(

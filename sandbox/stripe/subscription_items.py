@@ -157,11 +157,13 @@ def add_item(
     return item
 
 
-def change_items(turn: Turn, subscription: JsonObject, changes: list[Change], version: str) -> None:
+def change_items(
+    turn: Turn, subscription: JsonObject, changes: list[Change], version: str, *, bill_so_far: bool
+) -> None:
     """Apply changes in mid-period.
 
     In flexible billing the usage so far of a replaced or removed price becomes an invoice item; in classic
-    billing it is dropped. Quantities of licensed prices change without proration.
+    billing, and without ``bill_so_far``, it is dropped. Quantities of licensed prices change without proration.
     """
     items = {item["id"]: item for item in items_of(turn, subscription["id"])}
     end = max((item["current_period_end"] for item in items.values()), default=turn.now)
@@ -173,12 +175,14 @@ def change_items(turn: Turn, subscription: JsonObject, changes: list[Change], ve
         if item is None:
             raise no_such_reference("subscription item", change.item_id, change.params.full_name("id"))
         if change.deleted:
-            _bill_so_far(turn, subscription, item)
+            if bill_so_far:
+                _bill_so_far(turn, subscription, item)
             turn.state.delete(item["id"])
             continue
         if change.price_id is not None and change.price_id != item["price"]:
             price = check_price(turn, change, version)
-            _bill_so_far(turn, subscription, item)
+            if bill_so_far:
+                _bill_so_far(turn, subscription, item)
             item["price"], item["_billed_from"] = price["id"], turn.now
             item["quantity"] = None if metered(price) else (item["quantity"] or 1)
         if change.quantity is not None:
@@ -198,6 +202,8 @@ def change_items(turn: Turn, subscription: JsonObject, changes: list[Change], ve
 def _bill_so_far(turn: Turn, subscription: JsonObject, item: JsonObject) -> None:
     price = price_of(turn, item)
     if not metered(price) or subscription["billing_mode"]["type"] == "classic":
+        return
+    if subscription["status"] == "trialing":
         return
     span = (item["_billed_from"], turn.now)
     units = item_quantity(turn, subscription["customer"], item, price, *span)

@@ -166,6 +166,46 @@ def list_destinations(turn: Turn, call: Call) -> JsonObject:
     return {"data": data, "next_page_url": None, "previous_page_url": None}
 
 
+def update_destination(turn: Turn, call: Call) -> JsonObject:
+    """``POST /v2/core/event_destinations/{id}``: names, events and address; kind and payload cannot change."""
+    body, params = _destination(turn, call.ids[0]), call.params
+    include = [name for name in params.texts("include") if name != "webhook_endpoint.signing_secret"]
+    if params.has("enabled_events"):
+        body["enabled_events"] = params.texts("enabled_events")
+    if params.has("name"):
+        body["name"] = params.required_text("name")
+    if params.has("description"):
+        body["description"] = params.text("description") or ""
+    endpoint = params.child("webhook_endpoint")
+    if endpoint is not None:
+        body["url"] = _checked_url(endpoint.required_text("url"), "webhook_endpoint[url]")
+    merge_metadata(body, params)
+    params.finish()
+    if not body["enabled_events"]:
+        raise missing_parameter("enabled_events")
+    body["updated"] = turn.now
+    turn.state.update(body)
+    return _destination_seen(body, include)
+
+
+def enable_destination(turn: Turn, call: Call) -> JsonObject:
+    """``POST /v2/core/event_destinations/{id}/enable``."""
+    return _switch_destination(turn, call, "enabled")
+
+
+def disable_destination(turn: Turn, call: Call) -> JsonObject:
+    """``POST /v2/core/event_destinations/{id}/disable``."""
+    return _switch_destination(turn, call, "disabled")
+
+
+def _switch_destination(turn: Turn, call: Call, status: str) -> JsonObject:
+    call.params.finish()
+    body = _destination(turn, call.ids[0])
+    body["status"], body["updated"] = status, turn.now
+    turn.state.update(body)
+    return _destination_seen(body, [])
+
+
 def delete_destination(turn: Turn, call: Call) -> JsonObject:
     """``DELETE /v2/core/event_destinations/{id}``."""
     call.params.finish()

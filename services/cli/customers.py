@@ -64,6 +64,11 @@ def mappings(account: str | None, customer: str | None, output: Output) -> None:
 
 
 @customers.command(name="import")
-def import_() -> None:
-    """Fetch the customers and subscriptions that exist at Stripe. Resumable: run it again after a failure."""
-    os.execv(sys.executable, [sys.executable, "-m", "services.webhooks", "import"])  # noqa: S606
+@click.option("--from-start", is_flag=True, help="Begin at the beginning, wherever the last import was.")
+def import_(from_start: bool) -> None:
+    """Fetch the customers and subscriptions that exist at Stripe.
+
+    Page by page, remembering each: after a failure, or a kill, run it again and it goes on where it was.
+    """
+    words = ["-m", "services.webhooks", "import", *(["--from-start"] if from_start else [])]
+    os.execv(sys.executable, [sys.executable, *words])  # noqa: S606

@@ -10,12 +10,12 @@ import click
 from services.cli.console import Output, format_time, output_options, print_rows
 from services.cli.group import Group
 from services.cli.ledger import open_book
+from services.cli.meter_apply import EXIT_PENDING, How, apply_file
 from services.cli.settings import CliSettings
-from tollgate.ledger.catalogue import ApplyReport, apply_meters, load_meter_set
+from tollgate.ledger.catalogue import load_meter_set
 from tollgate.metering.errors import InvalidMeter
 from tollgate.metering.explain import explain as explain_event
 from tollgate.metering.meter import Meter, lint_meters, parse_meters
-from tollgate.runtime.clock import SystemClock
 from tollgate.runtime.settings import load_settings
 
 _METERS_FILE = click.argument(
@@ -39,42 +39,37 @@ def _parse(path: Path) -> tuple[Meter, ...]:
 
 @meters.command()
 @_METERS_FILE
-@click.option("--yes", is_flag=True, help="Do not ask before meters are removed or changed.")
-def apply(path: Path, yes: bool) -> None:
-    """Make the meters of PATH (meters.yaml without it) the ones in force.
+@click.option("--plan", "plan_only", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option(
+    "--exit-code", is_flag=True, help=f"With --plan: end with {EXIT_PENDING} when something would be changed."
+)
+@click.option("--yes", is_flag=True, help="Do not ask before meters are removed or prices are replaced.")
+@click.option("--ledger-only", is_flag=True, help="Leave Stripe out, even if there is a key.")
+@click.option("--json", "as_json", is_flag=True, help="Print plan and outcome as JSON.")
+def apply(path: Path, plan_only: bool, exit_code: bool, yes: bool, ledger_only: bool, as_json: bool) -> None:
+    """Make the meters of PATH (meters.yaml without it) the ones in force, and what they need at Stripe.
 
-    A new meter counts at once. A changed filter, metric, window or group is a new version from a future window
-    boundary in event time on; what has been counted stays. Applying the same file again changes nothing.
+    At Stripe: the product, Billing Meter and price of each meter are created, or adopted when they are there and fit.
+    A price cannot be edited; other terms make a new one, which gets the lookup key, and existing subscriptions keep
+    the old. Without a key (STRIPE_API_KEY) this half is left out, and said to be.
+
+    In the ledger: a new meter counts at once. A changed filter, metric, window or group is a new version from a
+    future window boundary in event time on; what has been counted stays. A changed price is no new version.
+
+    Stripe comes first, and a refusal there changes nothing anywhere. Applying the same file again changes nothing;
+    interrupted, apply it again.
+
+    \b
+    Exit codes: 0 done (or planned), 1 refused or failed, 2 wrong use, 3 with --plan --exit-code: changes are pending.
     """
+    if exit_code and not plan_only:
+        raise click.UsageError("--exit-code goes with --plan")
     parsed = _parse(path)
     for warning in lint_meters(parsed):
         click.echo(f"warning: {warning}", err=True)
     settings = load_settings(CliSettings)
-    engine = open_book(settings)
-    before = {version.meter.name for version in load_meter_set(engine).meters if version.to_ms is None}
-    gone = sorted(before - {meter.name for meter in parsed})
-    if gone and not yes:
-        click.confirm(f"{path} no longer has {', '.join(gone)}: stop counting?", abort=True)
-    report = apply_meters(engine, parsed, path.read_text(), SystemClock().now_ms())
-    for line in _describe(report):
-        click.echo(line)
-
-
-def _describe(report: ApplyReport) -> list[str]:
-    def since(at_ms: int) -> str:
-        return f"from {format_time(at_ms)}" if at_ms else "at once"
-
-    lines = [
-        f"Meters  version {report.version}"
-        + (" (unchanged)" if report.version == report.version_before else "")
-    ]
-    lines += [f"  + {change.name}, counted {since(change.at_ms)}" for change in report.added]
-    lines += [f"  ~ {change.name}, a new version {since(change.at_ms)}" for change in report.changed]
-    lines += [f"  ~ {name}, sent or priced differently" for name in report.retargeted]
-    lines += [f"  - {change.name}, counted until {format_time(change.at_ms)}" for change in report.removed]
-    if report.kept:
-        lines.append(f"  = {', '.join(report.kept)}")
-    return lines
+    how = How(plan_only, exit_code, yes, as_json, ledger_only)
+    apply_file(settings, open_book(settings), path, parsed, how)
 
 
 @meters.command(name="list")

@@ -10,13 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from tollgate.metering.closed import ClosedPolicy
 from tollgate.metering.metric import Metric
+from tollgate.metering.price import DeclaredPrice
 from tollgate.metering.window import WindowSize
 
-StripeMode = Literal["delta"]
+StripeMode = Literal["delta", "window_total", "usage_record"]
 SendMode = Literal["off", "dry_run", "live"]
 
-STRIPE_MODES: tuple[StripeMode, ...] = ("delta",)
+STRIPE_MODES: tuple[StripeMode, ...] = ("delta", "window_total", "usage_record")
 SEND_MODES: tuple[SendMode, ...] = ("off", "dry_run", "live")
 
 
@@ -30,8 +32,10 @@ class StripeTarget:
     """Of the Stripe Billing Meter."""
     product: str | None = None
     """Name of the product to create or find for it."""
-    price: dict[str, Any] | None = None
-    """As written in meters.yaml; read by whoever makes prices."""
+    price: DeclaredPrice | None = None
+    """What a unit costs. It does not change what is counted."""
+    closed: ClosedPolicy | None = None
+    """What becomes of usage for a final invoice; None: as the installation has it."""
 
     def to_document(self) -> dict[str, Any]:
         """Plain JSON values, every key present."""
@@ -40,13 +44,15 @@ class StripeTarget:
             "mode": self.mode,
             "send": self.send,
             "product": self.product,
-            "price": self.price,
+            "price": self.price.to_document() if self.price else None,
+            "closed": None if self.closed is None else str(self.closed),
         }
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> StripeTarget:
         """Inverse of `to_document`. Raises KeyError or ValueError for anything else."""
-        mode, send = document["mode"], document["send"]
+        mode, send, price = document["mode"], document["send"], document["price"]
+        closed = document.get("closed")  # absent from ledgers older than the choice
         if mode not in STRIPE_MODES or send not in SEND_MODES:
             raise ValueError(f"not a Stripe target: mode {mode!r}, send {send!r}")
         return cls(
@@ -54,7 +60,8 @@ class StripeTarget:
             mode=cast("StripeMode", mode),
             send=cast("SendMode", send),
             product=document["product"],
-            price=document["price"],
+            price=None if price is None else DeclaredPrice.from_document(price),
+            closed=None if closed is None else ClosedPolicy(closed),
         )
 
 
