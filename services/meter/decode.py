@@ -80,6 +80,11 @@ def _decode_amendment(record: LogRecord) -> AmendmentRecord | UnknownRecord:
             raise ValueError(f"quantity {amendment.quantity} has more than nine places")
     except (ValueError, ArithmeticError) as error:
         return _unknown(record, f"not an amendment: {error}")
+    account, dimensions = amendment.account.encode(), amendment.dimensions.encode()
+    if not 0 < len(account) <= amendments.ACCOUNT_BYTES_MAX or b"\0" in account + dimensions:
+        return _unknown(record, "an amendment of no account")
+    if len(dimensions) > amendments.DIMENSIONS_BYTES_MAX:
+        return _unknown(record, "an amendment of no dimensions")
     if not all(0 <= at_ms <= TIME_MS_MAX for at_ms in (amendment.time_ms, amendment.written_ms)):
         return _unknown(record, "an amendment out of range")
     return AmendmentRecord(

@@ -47,12 +47,18 @@ class FlushPolicy:
 
     interval_seconds: float
     """From the beginning of one flush to the beginning of the next, while there is something to flush."""
+    interval_seconds_max: float
+    """The same while flushes take long."""
     eager_bytes: int
     """This much waiting begins a flush at once."""
     bytes_max: int
     """The most one flush takes."""
     misses_max: int
     """Compare-and-sets missed in a row on one partition after which this process gives up."""
+
+    def interval_after(self, flush_seconds: float) -> float:
+        """Seconds to the next flush after one that took `flush_seconds`: it is to take a quarter of the time at most."""
+        return min(max(self.interval_seconds, 4 * flush_seconds), self.interval_seconds_max)
 
 
 class Pipeline:
@@ -119,7 +125,8 @@ class Pipeline:
         self._room.set()
         self._flushes = 0
         self._drains = 0
-        self._began = clock.monotonic_seconds() - policy.interval_seconds
+        self._began = clock.monotonic_seconds() - policy.interval_seconds_max
+        self._lasted = 0.0
 
     # ---------------------------------------------------------------- what others tell and ask
 
@@ -172,8 +179,10 @@ class Pipeline:
             while True:
                 await self._until_due(committing)
                 if committing is not None and committing.done():
+                    # Whether it failed. What came meanwhile is not due for that.
                     await committing
                     committing = None
+                    continue
                 flush = await self._take()
                 if flush is None:
                     continue
@@ -202,7 +211,7 @@ class Pipeline:
                 self._ring_above_bytes = 0
                 await rung
             else:
-                due = self._began + self._policy.interval_seconds
+                due = self._began + self._policy.interval_after(self._lasted)
                 wait_seconds = due - self._clock.monotonic_seconds()
                 if (
                     wait_seconds <= 0
@@ -232,6 +241,7 @@ class Pipeline:
         try:
             await self._booking.commit(flush)
         finally:
+            self._lasted = self._clock.monotonic_seconds() - flush.began
             self._intake.release(list(flush.chunks.values()))
             self._flushes -= 1
             self._settle_events()

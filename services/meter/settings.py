@@ -20,7 +20,15 @@ class FlushSettings(SettingsGroup):
         default=250,
         ge=10,
         le=60_000,
-        description="Milliseconds from one flush to the next while events arrive: the least age of usage in the ledger.",
+        description="Milliseconds from one flush to the next while events arrive and flushes are quick: the least age of "
+        "usage in the ledger.",
+    )
+    interval_max_ms: int = Field(
+        default=1000,
+        ge=10,
+        le=60_000,
+        description="Milliseconds from one flush to the next while flushes take long. A flush costs by the usage rows it "
+        "touches, and those hardly grow with the events, so a busy meter counts cheaper when it waits.",
     )
     eager_bytes: int = Field(
         default=16 * _MIB,
@@ -43,6 +51,8 @@ class FlushSettings(SettingsGroup):
 
     @model_validator(mode="after")
     def _bounds_fit(self) -> FlushSettings:
+        if self.interval_max_ms < self.interval_ms:
+            raise ValueError("interval_ms <= interval_max_ms must hold")
         if not self.eager_bytes <= self.bytes_max <= self.held_bytes_max:
             raise ValueError("eager_bytes <= bytes_max <= held_bytes_max must hold")
         return self

@@ -68,7 +68,7 @@ class _Bench:
             dead=MemoryDeadLetters(),
             clock=self.clock,
             rules=TimeRules(),
-            policy=FlushPolicy(1.0, 10**9, 10**9, 5),
+            policy=FlushPolicy(1.0, 1.0, 10**9, 10**9, 5),
             backoff=backoff,
             metrics=metrics,
             faults=Faults(),

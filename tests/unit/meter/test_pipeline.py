@@ -28,7 +28,9 @@ from tollgate.runtime.clock import ManualClock
 from tollgate.runtime.faults import Faults
 
 _HOUR = TIME_MS - TIME_MS % 3_600_000
-POLICY = FlushPolicy(interval_seconds=1.0, eager_bytes=50_000, bytes_max=100_000, misses_max=2)
+POLICY = FlushPolicy(
+    interval_seconds=1.0, interval_seconds_max=3.0, eager_bytes=50_000, bytes_max=100_000, misses_max=2
+)
 
 
 def meter_set(version: int = 1, where: str | None = None) -> MeterSet:
@@ -175,6 +177,28 @@ async def test_a_flush_waits_for_its_interval() -> None:
         assert bench.counted == 1
         await bench.advance(0.2)
         assert bench.counted == 2
+
+
+@pytest.mark.parametrize(("took", "waits"), [(0.1, 1.0), (0.5, 2.0), (5.0, 3.0)])
+async def test_a_flush_that_took_long_is_followed_later(took: float, waits: float) -> None:
+    """It takes a quarter of the time at most, within the two bounds."""
+    async with running(Bench()) as bench:
+        bench.send(0, Call("a"))
+        await bench.turns()
+        await bench.advance(1.0)
+        bench.booking.held = True
+        bench.send(0, Call("b"))
+        await bench.advance(took)
+        bench.booking.release()
+        await bench.turns()
+        assert bench.counted == 2
+        bench.send(0, Call("c"))
+        await bench.turns()
+        if waits > took:
+            await bench.advance(waits - took - 0.05)
+            assert bench.counted == 2
+            await bench.advance(0.1)
+        assert bench.counted == 3
 
 
 async def test_much_waiting_is_flushed_at_once() -> None:
