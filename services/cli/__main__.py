@@ -19,14 +19,26 @@ _COMMANDS = {
     "demo": ("demo", "demo", "See it work: 100,000 events from a gateway's log to Stripe usage."),
     "doctor": ("doctor", "doctor", "Check broker, topics, ledger, pins, Stripe and meters; say what to do."),
     "meters": ("meters", "meters", "Apply, list and explain meters."),
+    "stripe": (
+        "stripe_connect",
+        "stripe",
+        "Tie a Stripe account to this installation: webhooks, secrets, scopes.",
+    ),
     "tokens": ("tokens", "tokens", "Create, list and revoke the tokens gateways send with."),
     "events": ("events", "events", "Read the log of events."),
+    "amend": ("amend", "amend", "Correct what was counted, with a reason, on the log like any event."),
     "usage": ("usage", "usage", "Show what has been counted."),
     "postings": ("postings", "postings", "Show, park and resume what goes to Stripe."),
     "held": ("held", "held", "Show usage that is not posted, and why."),
     "dead": ("dead", "dead", "List, show and replay events that could not be counted."),
     "sync": ("sync", "sync", "Pause, resume or hurry the posting to Stripe."),
     "customers": ("customers", "customers", "Show and import Stripe customers and their accounts."),
+    "preview": ("preview", "preview", "Show a customer's coming invoices, next to Stripe's own preview."),
+    "reconcile": (
+        "reconcile",
+        "reconcile",
+        "Compare what was counted, posted, held by Stripe and invoiced.",
+    ),
     "verify": ("verify", "verify", "Prove that every accepted event ended somewhere known."),
 }
 

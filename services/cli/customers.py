@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 import click
 
+from services.cli.cancel import NotCancelled, flush_then_cancel
 from services.cli.console import Output, format_time, output_options, print_rows
+from services.cli.gateway import StripeGateway, StripeUnreachable
 from services.cli.group import Group
 from services.cli.ledger import open_book
 from services.cli.settings import CliSettings
 from tollgate.ledger.directory import list_customers, list_mappings
+from tollgate.metering.currency import format_amount
+from tollgate.runtime.clock import SystemClock
 from tollgate.runtime.settings import load_settings
 
 
 @click.group(cls=Group)
 def customers() -> None:
-    """Show and import Stripe customers and their accounts."""
+    """Show and import Stripe customers and their accounts, and end subscriptions."""
 
 
 @customers.command(name="list")
@@ -61,6 +66,55 @@ def mappings(account: str | None, customer: str | None, output: Output) -> None:
         for mapping in list_mappings(engine, account=account, customer_id=customer)
     ]
     print_rows(rows, output, title="Mappings", empty="none")
+
+
+@customers.command()
+@click.argument("subscription")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option(
+    "--drain-seconds",
+    type=click.FloatRange(min=0),
+    default=15.0,
+    show_default=True,
+    help="How long after now events of before may still come in from the gateway.",
+)
+@click.option(
+    "--timeout-minutes",
+    type=click.FloatRange(min=0),
+    default=15.0,
+    show_default=True,
+    help="How long to wait for the usage to be at Stripe.",
+)
+@click.option("--anyway", is_flag=True, help="Cancel even if usage is held, or not at Stripe in time.")
+def cancel(subscription: str, yes: bool, drain_seconds: float, timeout_minutes: float, anyway: bool) -> None:
+    """End a Stripe SUBSCRIPTION now, and bill what was used: all usage is sent first, and the last invoice is made
+    with it. Shut the customer's access at the gateway before: what is used after this is on no invoice.
+
+    Needs ingest, meter, stripe_sync and webhooks running. Exit code 1: nothing was cancelled, and why.
+    """
+    settings = load_settings(CliSettings)
+    engine = open_book(settings)
+    if not yes:
+        click.confirm(f"End {subscription} now, with a last invoice?", abort=True)
+    try:
+        with StripeGateway(settings.stripe) as stripe:
+            ended = flush_then_cancel(
+                engine,
+                stripe,
+                subscription,
+                now_ms=SystemClock().now_ms,
+                wait=time.sleep,
+                say=lambda text: click.echo(text, err=True),
+                drain_ms=int(drain_seconds * 1000),
+                timeout_ms=int(timeout_minutes * 60_000),
+                anyway=anyway,
+            )
+    except (NotCancelled, StripeUnreachable) as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(
+        f"{ended.subscription_id} of {ended.customer_id} has ended; "
+        f"last invoice {ended.invoice_id or 'none'}: {format_amount(ended.amount, ended.currency)}"
+    )
 
 
 @customers.command(name="import")

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import click
+import msgspec
 
 from services.cli.group import Group
 from services.cli.log import StoredRecord, read_topic
 from services.cli.settings import CliSettings
-from tollgate.contracts import ticks
+from tollgate.contracts import amendments, ticks
 from tollgate.contracts.events import UndecodableRecord, contract_of, decode_batch
 from tollgate.contracts.topics import GATEWAY_EVENTS
 from tollgate.runtime.settings import load_settings
@@ -72,6 +73,12 @@ def describe_record(record: StoredRecord, *, with_ticks: bool) -> Iterator[dict[
                 "wall_ms": tick.wall_ms,
                 "rows_acknowledged": tick.rows_acknowledged,
             }
+        return
+    if contract == amendments.CONTRACT:
+        try:
+            yield place | msgspec.to_builtins(amendments.decode_amendment(record.value))
+        except ValueError as error:
+            yield place | {"undecodable": str(error), "contract": contract}
         return
     try:
         rows = decode_batch(record.value).to_pylist()

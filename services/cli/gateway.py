@@ -118,6 +118,14 @@ class StripeGateway:
         page = self._ask("get", path, limit=_V1_PAGE, **params)
         return list(page["data"]), bool(page.get("has_more"))
 
+    def retrieve(self, path: str, **params: Any) -> Json:
+        """The object at `path`."""
+        return self._ask("get", path, **params)
+
+    def preview_invoice(self, subscription_id: str) -> Json:
+        """A subscription's coming invoice by what Stripe knows now. Nothing is made."""
+        return self._ask("post", "/v1/invoices/create_preview", subscription=subscription_id)
+
     def exists(self, path: str) -> bool:
         """Whether there is an object at `path`, and it has not been deleted."""
         try:
@@ -185,6 +193,10 @@ class StripeGateway:
     def update(self, path: str, **params: Any) -> Json:
         """Change an object to what it may already be."""
         return self._ask("post", path, **params)
+
+    def cancel_subscription(self, subscription_id: str, *, invoice_now: bool) -> Json:
+        """End a subscription now, with a last invoice of its usage or without."""
+        return self._ask("delete", f"/v1/subscriptions/{subscription_id}", invoice_now=invoice_now)
 
     def delete(self, path: str) -> None:
         """Delete an object; one that is gone already is no error."""

@@ -51,7 +51,9 @@ READS = (
 
 WRITES = (
     ("Billing meter events: write", "stripe_sync"),
+    ("Invoices and invoice items: write", "stripe_sync"),
     ("Billing meters, products and prices: write", "meters apply"),
+    ("Subscriptions: write", "customers cancel"),
     ("Webhook endpoints and event destinations: write", "stripe connect"),
 )
 """Needed too, but no read shows them."""

@@ -6,10 +6,14 @@ the contract alone. It refuses to know meters.
 
 from __future__ import annotations
 
+import json
+from decimal import Decimal
+
+import msgspec
 import pyarrow as pa
 
 from services.cli.log import StoredRecord
-from tollgate.contracts import ticks
+from tollgate.contracts import amendments, ticks
 from tollgate.contracts.events import (
     CONTRACT,
     PROPERTY_PREFIX,
@@ -29,11 +33,13 @@ TIME_MS_MAX = 253_402_300_799_999
 
 
 def read_rows(record: StoredRecord) -> list[Row]:
-    """A row for each event; none for a tick; one row `undecodable` for what is neither."""
+    """A row for each event, one for an amendment; none for a tick; one row `undecodable` for anything else."""
     place: Row = {"partition": record.partition, "offset": record.offset}
     contract = contract_of(record.headers)
     if contract == ticks.CONTRACT and _is_tick(record.value):
         return []
+    if contract == amendments.CONTRACT:
+        return [place | _read_amendment(record.value)]
     try:
         if contract != CONTRACT:
             raise UndecodableRecord(f"contract {contract!r}")
@@ -45,6 +51,44 @@ def read_rows(record: StoredRecord) -> list[Row]:
     names = batch.schema.names
     columns = [column.to_pylist() for column in batch.columns]
     return [place | dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _read_amendment(value: bytes) -> Row:
+    try:
+        told = json.loads(value, parse_float=Decimal)
+        names = {field.name for field in msgspec.structs.fields(amendments.Amendment)}
+        if not isinstance(told, dict) or not names - {"dimensions"} <= told.keys() <= names:
+            raise ValueError("not its fields")
+        texts = ("amendment_id", "meter", "account", "quantity", "reason", "by")
+        whole = ("meter_id", "window_start_ms", "time_ms", "written_ms")
+        if not all(type(told[name]) is str for name in texts) or type(told.get("dimensions", "")) is not str:
+            raise ValueError("not text")
+        if not all(type(told[name]) is int and abs(told[name]) < 2**63 for name in whole):
+            raise ValueError("not whole")
+        quantity = Decimal(told["quantity"])
+        places = quantity.as_tuple().exponent
+        if not quantity.is_finite() or not quantity or not isinstance(places, int):
+            raise ValueError("no quantity")
+        if (places < -9 and quantity * 10**9 % 1) or abs(quantity) > Decimal(10) ** 24:
+            raise ValueError("out of range")
+        if not all(0 <= told[name] <= TIME_MS_MAX for name in ("time_ms", "written_ms")):
+            raise ValueError("out of range")
+        account, dimensions = told["account"], told.get("dimensions", "")
+        if "\0" in account + dimensions or not 1 <= len(account.encode()) <= 1_000:
+            raise ValueError("no account")
+        if len(dimensions.encode()) > 1_200:
+            raise ValueError("no dimensions")
+    except (ValueError, ArithmeticError):
+        return {"undecodable": 1}
+    return {
+        "amendment": told["amendment_id"],
+        "meter_id": told["meter_id"],
+        "account": told["account"],
+        "dimensions": told.get("dimensions", ""),
+        "window_start_ms": told["window_start_ms"],
+        "time_ms": told["time_ms"],
+        "quantity": quantity,
+    }
 
 
 def _is_tick(value: bytes) -> bool:

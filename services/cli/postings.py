@@ -7,8 +7,10 @@ import click
 from services.cli.console import Output, format_time, output_options, print_rows
 from services.cli.group import Group
 from services.cli.ledger import open_book
+from services.cli.operator import operator_name
 from services.cli.settings import CliSettings
-from tollgate.ledger.posting_rows import PostingState
+from tollgate.ledger.anomalies import release_anomaly
+from tollgate.ledger.posting_rows import Posting, PostingState
 from tollgate.ledger.postings import (
     list_postings,
     park_posting,
@@ -46,6 +48,7 @@ def list_(state: str | None, customer: str | None, key: str | None, limit: int, 
             "from": posting.quantity_from,
             "to": posting.quantity_to,
             "state": posting.state.value,
+            "late": _describe_late(posting),
             "attempts": posting.attempts,
             "sent": format_time(posting.last_sent_ms),
             "identifier": posting.identifier,
@@ -55,6 +58,14 @@ def list_(state: str | None, customer: str | None, key: str | None, limit: int, 
         for posting in list_postings(engine, state=state, customer=customer, limit=limit, posting_key=key)
     ]
     print_rows(rows, output, title="Postings", empty="none")
+
+
+def _describe_late(posting: Posting) -> str:
+    """How it is billed, if not with the usage of its own period."""
+    if posting.for_period_ms is None:
+        return ""
+    how = "restamped, of" if "payload" in posting.body else "invoice item, for"
+    return f"{how} {format_time(posting.for_period_ms)}"
 
 
 @postings.command()
@@ -97,6 +108,26 @@ def resume(posting: str) -> None:
     if not resume_posting(open_book(settings), key, seq):
         raise click.ClickException(f"{posting} is not parked")
     click.echo(f"resumed {posting}")
+
+
+@postings.command()
+@click.argument("key")
+@click.option("--reason", required=True, help="Why it is no anomaly. Kept in the audit trail.")
+@click.option("--by", help="Who says so. Without it, whoever runs this.")
+def release(key: str, reason: str, by: str | None) -> None:
+    """Let the posting of chain KEY go that is far above what its customer used before.
+
+    The chain is not stopped for that again.
+    """
+    settings = load_settings(CliSettings)
+    chain = key.partition(":")[0]
+    if not reason.strip():
+        raise click.UsageError("--reason: say why")
+    engine = open_book(settings)
+    seq = release_anomaly(engine, chain, by or operator_name(), reason, SystemClock().now_ms())
+    if seq is None:
+        raise click.ClickException(f"no posting of {chain} waits as an anomaly")
+    click.echo(f"released {chain}:{seq}")
 
 
 @postings.command()

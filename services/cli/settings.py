@@ -46,13 +46,19 @@ class TopicSettings(SettingsGroup):
 
 
 class RuleSettings(SettingsGroup):
-    """How old or how early an event may be: what the meter counted by, so that a recount counts by the same."""
+    """How old or how early an event may be, as `init` writes it into the ledger, where meter and recount read it."""
 
     accept_age_hours: int = Field(
-        default=72, ge=1, description="Hours an event may be old when it is ingested; older ones are late."
+        default=72,
+        ge=1,
+        description="Hours an event may be old when it is ingested; older ones are late. "
+        "Pinned in the ledger by the first `init` and fixed from then on.",
     )
     future_seconds: int = Field(
-        default=300, ge=0, description="Seconds an event may be ahead of its ingest time; beyond, it is dead."
+        default=300,
+        ge=0,
+        description="Seconds an event may be ahead of its ingest time; beyond, it is dead. "
+        "Pinned in the ledger by the first `init` and fixed from then on.",
     )
 
 
@@ -62,7 +68,7 @@ class CliSettings(ServiceSettings):
     stripe: StripeSettings = Field(default=StripeSettings(), description="Stripe.")
     topics: TopicSettings = Field(default=TopicSettings(), description="Topics, as `init` creates them.")
     rules: RuleSettings = Field(
-        default=RuleSettings(), description="Lateness, for `verify --refold`: the meter's own."
+        default=RuleSettings(), description="Lateness: what `init` pins, and every meter counts by."
     )
     id_seed: SecretStr | None = Field(
         default=None,

@@ -6,7 +6,6 @@ import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -14,7 +13,9 @@ import click
 
 from services.cli.console import Output, format_time, output_options, print_rows
 from services.cli.ledger import open_book
+from services.cli.moment import Moment
 from services.cli.settings import CliSettings
+from tollgate.ledger.amendments import AskedAmendment, list_amendments
 from tollgate.ledger.catalogue import load_meter_set
 from tollgate.ledger.directory import list_mappings
 from tollgate.ledger.engine import Engine
@@ -24,19 +25,6 @@ from tollgate.runtime.settings import load_settings
 
 GROUPS = ("meter", "customer", "account", "window", "dimensions")
 NOBODY = "(no customer)"
-
-
-class _Moment(click.ParamType):
-    """An ISO 8601 time, UTC when it names no zone; becomes epoch milliseconds."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            moment = datetime.fromisoformat(str(value))
-        except ValueError:
-            self.fail(f"{value!r} is not an ISO 8601 time such as 2026-11-22T14:00", param, ctx)
-        return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def _parse_groups(_ctx: click.Context, _param: click.Parameter, text: str) -> tuple[str, ...]:
@@ -60,8 +48,8 @@ def _parse_groups(_ctx: click.Context, _param: click.Parameter, text: str) -> tu
 @click.option("--meter", help="Only this meter.")
 @click.option("--account", help="Only this account, e.g. user:cus_123.")
 @click.option("--customer", help="Only the accounts of this Stripe customer.")
-@click.option("--from", "from_ms", type=_Moment(), help="First window start (ISO 8601, UTC).")
-@click.option("--to", "to_ms", type=_Moment(), help="Windows that start before this.")
+@click.option("--from", "from_ms", type=Moment(), help="First window start (ISO 8601, UTC).")
+@click.option("--to", "to_ms", type=Moment(), help="Windows that start before this.")
 @click.option("--posted", is_flag=True, help="Only meters that go to Stripe.")
 @output_options
 def usage(
@@ -94,7 +82,34 @@ def usage(
         found = ((None, total) for total in usage_totals(engine, by=by, accounts=accounts, **chosen))
     sent = _posted_meters(engine) if posted else None
     rows = [_describe(payer, total, groups) for payer, total in found if sent is None or total.meter in sent]
+    amendments = [
+        each
+        for each in list_amendments(engine)
+        if (from_ms is None or each.window_start_ms >= from_ms)
+        and (to_ms is None or each.window_start_ms < to_ms)
+        if accounts is None or each.account in accounts
+    ]
+    if amendments:
+        rows = [row | {"amended": _amended(row, amendments, payers)} for row in rows]
     print_rows(rows, output, title="Usage", empty="nothing counted yet")
+
+
+def _amended(
+    row: Mapping[str, object], amendments: Iterable[AskedAmendment], payers: Mapping[str, str]
+) -> Decimal:
+    """What of a row's quantity operators have added or taken away."""
+    total = Decimal(0)
+    for each in amendments:
+        told: dict[str, object] = {
+            "meter": each.meter,
+            "customer": payers.get(each.account, NOBODY),
+            "account": each.account,
+            "window": format_time(each.window_start_ms),
+            "dimensions": "",
+        }
+        if all(row[name] == told[name] for name in GROUPS if name in row):
+            total += each.quantity
+    return total
 
 
 def _posted_meters(engine: Engine) -> set[str]:

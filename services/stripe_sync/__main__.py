@@ -18,7 +18,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 from prometheus_client import CollectorRegistry
 
-from services.stripe_sync.book import Book, Threads
+from services.stripe_sync.book import Book, ReconciliationLedger, Threads
 from services.stripe_sync.bucket import TokenBucket
 from services.stripe_sync.faults import FaultPoint
 from services.stripe_sync.gateway import CallFailed, StripeGateway
@@ -28,7 +28,10 @@ from services.stripe_sync.leading import Leader
 from services.stripe_sync.meter_watch import MeterWatch
 from services.stripe_sync.metrics import SyncMetrics
 from services.stripe_sync.outcomes import Action
+from services.stripe_sync.period_keeper import PeriodKeeper
 from services.stripe_sync.plan import Rules
+from services.stripe_sync.price_fetcher import PriceFetcher
+from services.stripe_sync.reconciler import Reconciler
 from services.stripe_sync.recorder import Recorder
 from services.stripe_sync.sender import Sender, SenderLimits
 from services.stripe_sync.settings import StripeSyncSettings
@@ -115,13 +118,16 @@ class Service:
             self._health.mark_started()
             ledger_id = (await threads.call(read_pins, engine)).ledger_id
             while not stop.is_set():
-                await self._one_term(engine, threads, gateway, producer, Rules(ledger_id), stop)
+                await self._one_term(engine, threads, gateway, producer, self._rules(ledger_id), stop)
         finally:
             try:
                 async with asyncio.timeout(5):
                     await producer.stop()
             except (TimeoutError, KafkaError) as error:
                 _log.warning("producer.not_stopped", error=str(error))
+
+    def _rules(self, ledger_id: str) -> Rules:
+        return Rules(ledger_id, self._settings.sync.closed, self._settings.anomaly.cap)
 
     async def _check_pins(
         self, engine: Engine, threads: Threads, gateway: StripeGateway, stop: asyncio.Event
@@ -204,7 +210,13 @@ class Service:
         self._metrics.show_leader(True)
         try:
             await self._leader(
-                lease, leadership, Book(engine, lease, threads), gateway, producer, rules
+                lease,
+                leadership,
+                Book(engine, lease, threads),
+                ReconciliationLedger(engine, threads),
+                gateway,
+                producer,
+                rules,
             ).lead(stop)
             await leadership.release(lease)
         except* LeaseLost as lost:
@@ -229,6 +241,7 @@ class Service:
         lease: Lease,
         leadership: Leadership,
         book: Book,
+        reconciling: ReconciliationLedger,
         gateway: StripeGateway,
         producer: AIOKafkaProducer,
         rules: Rules,
@@ -237,13 +250,14 @@ class Service:
         calls_per_second = settings.calls_per_second
         watch = MeterWatch(book, gateway, clock, settings.sync.meter_check_seconds)
         recorder = Recorder(book, clock, self._faults)
+        # A second's worth at once: fewer would waste the rate on small pauses, more would be a storm.
+        bucket = TokenBucket(calls_per_second, max(1, int(calls_per_second)), clock.monotonic_seconds())
         sender = Sender(
             book=book,
             gateway=gateway,
             watch=watch,
             recorder=recorder,
-            # A second's worth at once: fewer would waste the rate on small pauses, more would be a storm.
-            bucket=TokenBucket(calls_per_second, max(1, int(calls_per_second)), clock.monotonic_seconds()),
+            bucket=bucket,
             clock=clock,
             backoff=self._backoff,
             limits=SenderLimits(
@@ -255,6 +269,16 @@ class Service:
             may_send=leadership.is_valid,
             faults=self._faults,
             on_stopped=self._show_stripe,
+        )
+        reconciler = Reconciler(
+            book=reconciling,
+            stripe=gateway,
+            bucket=bucket,
+            clock=clock,
+            terms=settings.reconcile_terms,
+            reads_per_day=settings.reconcile.reads_per_day,
+            check_seconds=settings.reconcile.check_seconds,
+            metrics=self._metrics,
         )
         return Leader(
             lease=lease,
@@ -273,6 +297,22 @@ class Service:
             cadence_seconds=settings.sync.cadence_seconds,
             calls_per_second=calls_per_second,
             plan_rows_max=settings.sync.plan_rows_max,
+            reconciler=reconciler if settings.reconcile.enabled else None,
+            periods=self._period_keeper(book, gateway, bucket) if settings.periods.enabled else None,
+            prices=PriceFetcher(book, gateway, clock),
+        )
+
+    def _period_keeper(self, book: Book, gateway: StripeGateway, bucket: TokenBucket) -> PeriodKeeper:
+        periods = self._settings.periods
+        return PeriodKeeper(
+            book=book,
+            stripe=gateway,
+            bucket=bucket,
+            clock=self._clock,
+            metrics=self._metrics,
+            terms=self._settings.finalization_terms,
+            silence_ms=int(periods.instance_silence_seconds * 1000),
+            check_seconds=periods.check_seconds,
         )
 
     def _show_stripe(self, stopped: str | None) -> None:

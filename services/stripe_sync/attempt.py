@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from services.stripe_sync.outcomes import Action, Failure, Row
-from tollgate.ledger.posting_rows import Outcome, Posting, PostingState
+from services.stripe_sync.outcomes import Action, Failure, Row, Situation
+from tollgate.ledger.posting_rows import Outcome, Posting, PostingMode, PostingState
 from tollgate.runtime.backoff import Backoff
 
 HORIZON_MS = 20 * 60 * 60 * 1000
@@ -40,6 +40,30 @@ def is_past_horizon(posting: Posting, now_ms: int) -> bool:
     return posting.first_sent_ms is not None and now_ms - posting.first_sent_ms >= HORIZON_MS
 
 
+def must_be_settled(posting: Posting, now_ms: int) -> bool:
+    """Whether the posting is not sent, but asked about: sending it again could count twice, or is refused for good.
+
+    A total that replaces may be set again for as long as Stripe takes it. On a meter it is asked about as well, since
+    a 2xx is not yet a count: before it is sent past the horizon, and after. An invoice item whose key only replays a
+    stored 500 gets no other key, since no identifier protects it: Stripe's list of items says whether it is there.
+    """
+    if posting.mode is PostingMode.USAGE_RECORD:
+        return may_be_at_stripe(posting) and (posting.error or "").startswith(f"{Situation.PERIOD_OVER}:")
+    if posting.mode is PostingMode.INVOICE_ITEM and posting.attempts >= NEW_KEY_AFTER:
+        stuck = may_be_at_stripe(posting) and (posting.error or "").startswith(f"{Situation.SERVER_ERROR}:")
+        return stuck or is_past_horizon(posting, now_ms)
+    return is_past_horizon(posting, now_ms)
+
+
+def was_sent_past_horizon(posting: Posting) -> bool:
+    """Whether its last attempt came after the horizon of the first one."""
+    return (
+        posting.first_sent_ms is not None
+        and posting.last_sent_ms is not None
+        and posting.last_sent_ms - posting.first_sent_ms >= HORIZON_MS
+    )
+
+
 def deadline_ms(posting: Posting, period_end_ms: int | None) -> int:
     """What is sent first: the nearest of Stripe's horizon and the period's end (epoch ms)."""
     day_ms = 24 * 60 * 60 * 1000
@@ -62,6 +86,31 @@ def conclude_delivered(posting: Posting, request_id: str | None, duplicate: bool
     )
 
 
+def conclude_not_tried(posting: Posting, why: str) -> Outcome:
+    """No call was made after all: the posting is as it was before it was marked."""
+    doubtful = may_be_at_stripe(posting)
+    return Outcome(
+        posting.posting_key,
+        posting.seq,
+        PostingState.UNKNOWN if doubtful else PostingState.JOURNALLED,
+        attempted=False,
+        certain=not doubtful,
+        error=why,
+    )
+
+
+def conclude_customer_gone(posting: Posting) -> Outcome:
+    """The customer was deleted: nothing can be sent for it any more, an operator decides."""
+    return Outcome(
+        posting.posting_key,
+        posting.seq,
+        PostingState.PARKED,
+        attempted=False,
+        certain=not may_be_at_stripe(posting),
+        error=f"{Situation.CUSTOMER_GONE}: the customer was deleted",
+    )
+
+
 def conclude_failed(posting: Posting, row: Row, failure: Failure, pace: Pace, now_ms: int) -> Outcome:
     """The posting after a failed attempt. `posting` is as it was before the attempt was marked.
 
@@ -74,9 +123,13 @@ def conclude_failed(posting: Posting, row: Row, failure: Failure, pace: Pace, no
     retry_ms: int | None = pace.retry_ms(posting.attempts, now_ms)
     if row.action is Action.PARK:
         state, retry_ms = PostingState.PARKED, None
+    elif row.action is Action.TAKE_BACK:
+        retry_ms = None
+        if untouched:
+            state, detail = PostingState.VOID, f"rejected:{detail}"
     elif row.action in (Action.STOP_ALL, Action.HALT_METER):
         attempted, retry_ms = False, None
-    elif row.action is Action.ASK_UNDER_NEW_KEY:
+    elif row.action is Action.ASK_UNDER_NEW_KEY and posting.mode is not PostingMode.INVOICE_ITEM:
         tries = posting.attempts + 1
         if failure.replayed or tries % NEW_KEY_AFTER == 0:
             new_key = f"{posting.identifier}:{tries}"

@@ -63,6 +63,7 @@ def entry_from_posting(posting: Posting) -> JournalEntry:
         body=posting.body,
         planned_ms=posting.planned_ms,
         planned_from=dict(posting.planned_from),
+        for_period_ms=posting.for_period_ms,
     )
 
 

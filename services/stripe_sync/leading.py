@@ -1,4 +1,5 @@
-"""What the leader does, from taking the lease to giving it back: import, then plan, journal and send, side by side.
+"""What the leader does, from taking the lease to giving it back: import, then plan, journal, send and reconcile, side
+by side.
 
 Owns the order of the steps the README numbers, and the waits between them. It refuses to know how any step is done.
 """
@@ -17,7 +18,10 @@ from services.stripe_sync.leader import Leadership
 from services.stripe_sync.meter_watch import MeterWatch
 from services.stripe_sync.metrics import SyncMetrics
 from services.stripe_sync.outcomes import AfterRefusal, after_refusal
+from services.stripe_sync.period_keeper import PeriodKeeper
 from services.stripe_sync.plan import Rules, stretch_cadence
+from services.stripe_sync.price_fetcher import PriceFetcher
+from services.stripe_sync.reconciler import Reconciler
 from services.stripe_sync.recorder import Recorder
 from services.stripe_sync.sender import Sender
 from tollgate.ledger.engine import CommitUnknown, LedgerUnavailable
@@ -63,6 +67,9 @@ class Leader:
         cadence_seconds: float,
         calls_per_second: float,
         plan_rows_max: int,
+        reconciler: Reconciler | None = None,
+        periods: PeriodKeeper | None = None,
+        prices: PriceFetcher | None = None,
     ) -> None:
         self._lease = lease
         self._leadership = leadership
@@ -80,6 +87,9 @@ class Leader:
         self._cadence_seconds = cadence_seconds
         self._calls_per_second = calls_per_second
         self._plan_rows_max = plan_rows_max
+        self._reconciler = reconciler
+        self._periods = periods
+        self._prices = prices
 
     async def lead(self, stop: asyncio.Event) -> None:
         """Lead until `stop`. Raises LeaseLost when another process leads, and whatever is a bug."""
@@ -104,6 +114,10 @@ class Leader:
             group.create_task(self._plan_on_cadence(stop))
             group.create_task(self._sender.run(stop))
             group.create_task(self._watch_ledger(stop))
+            if self._reconciler is not None:
+                group.create_task(self._reconciler.run(stop))
+            if self._periods is not None:
+                group.create_task(self._periods.run(stop))
 
     async def _import_journal(self) -> None:
         positions = await self._book.journal_positions()
@@ -136,6 +150,8 @@ class Leader:
                     planned = await self._plan_safely(stop)
                     pause = stretch_cadence(self._cadence_seconds, planned, self._calls_per_second)
                     due_seconds = began_seconds + pause
+                elif self._periods is not None and self._periods.take_hurry():
+                    await self._plan_urgent_safely()
                 await self._pause(min(TICK_SECONDS, self._cadence_seconds), stop)
         finally:
             self._health.unwatch(PLAN_BEAT)
@@ -175,11 +191,35 @@ class Leader:
                 await self._journal_planned()
             if report.waiting_for:
                 _log.warning("planning.waiting", partitions=report.waiting_for)
+            for ref in report.anomalies:
+                _log.error("posting.parked", posting=ref, reason="anomaly")
+            fetched = 0 if self._prices is None else await self._prices.fetch()
             # A reversal is settled by its journalling: what it made room for can be planned at once.
-            if not report.more and not report.reversals:
+            if not report.more and not report.reversals and not fetched:
                 return planned
             self._health.heartbeat(PLAN_BEAT)
         return planned
+
+    async def _plan_urgent_safely(self) -> None:
+        """Plan what cannot wait; on an outage say so and let the next look try again."""
+        try:
+            await self.plan_urgent()
+        except _UNAVAILABLE as error:
+            _log.warning("postings.not_planned", error=str(error))
+            self._metrics.plan_failed()
+
+    async def plan_urgent(self) -> int:
+        """Plan and journal for those alone whose invoice or period's end is near; returns what was planned."""
+        began_seconds = self._clock.monotonic_seconds()
+        report = await self._book.plan_urgent(self._rules, self._clock.now_ms(), self._plan_rows_max)
+        written = report.planned + report.reversals
+        self._metrics.planned(written, self._clock.monotonic_seconds() - began_seconds)
+        for ref in report.anomalies:
+            _log.error("posting.parked", posting=ref, reason="anomaly")
+        if written:
+            _log.info("postings.planned", postings=report.planned, urgent=True, held=report.held)
+            await self._journal_planned()
+        return report.planned
 
     async def _take_refusals_back(self) -> None:
         refusals = await self._book.apply_rejections(self._clock.now_ms())
@@ -210,6 +250,7 @@ class Leader:
         while not stop.is_set():
             try:
                 self._metrics.show_ledger(*await self._book.counts())
+                self._metrics.show_anomalies(await self._book.anomalies())
             except _UNAVAILABLE as error:
                 _log.warning("ledger.not_counted", error=str(error))
             await self._pause(5.0, stop)

@@ -12,6 +12,7 @@ import structlog
 
 from services.stripe_sync.book import SendingBook
 from services.stripe_sync.gateway import BillingMeter, CallFailed, Gateway
+from tollgate.ledger.posting_rows import METERLESS_MODES, PostingMode
 from tollgate.runtime.clock import Clock
 
 _log = structlog.get_logger(__name__)
@@ -32,12 +33,20 @@ class MeterWatch:
         self._clock = clock
         self._check_seconds = check_seconds
         self._fit: dict[str, BillingMeter] = {}
+        self._modes: dict[str, set[PostingMode]] = {}
         self._next_seconds = clock.monotonic_seconds()
         self.halted: dict[str, str] = {}
 
     def stripe_meter(self, event_name: str) -> BillingMeter | None:
         """The meter, if it was found fit at the last look and is not halted."""
         return None if event_name in self.halted else self._fit.get(event_name)
+
+    def is_fit(self, event_name: str, mode: PostingMode) -> bool:
+        """Whether postings of `mode` may be sent. Some modes need no meter."""
+        if mode in METERLESS_MODES:
+            return event_name not in self.halted
+        meter = self.stripe_meter(event_name)
+        return meter is not None and meter.unfit(mode) is None
 
     async def halt(self, event_name: str, reason: str) -> None:
         """Send nothing to it until a look at Stripe finds it fit."""
@@ -47,13 +56,15 @@ class MeterWatch:
         await self._book.halt(event_name, reason, self._clock.now_ms())
         _log.error("meter.halted", meter=event_name, reason=reason)
 
-    async def check(self, event_names: Collection[str]) -> None:
-        """Look at Stripe's meters if it is time, or if one of `event_names` has never been seen.
+    async def check(self, wanted: Collection[tuple[str, PostingMode]]) -> None:
+        """Look at Stripe's meters if it is time, or if one `wanted` (event name, mode of postings) was never seen fit.
 
         Raises CallFailed when Stripe cannot be asked: then nothing is known to be fit that was not before.
         """
         now_seconds = self._clock.monotonic_seconds()
-        unseen = [n for n in event_names if n not in self._fit and n not in self.halted]
+        for event_name, mode in wanted:
+            self._modes.setdefault(event_name, set()).add(mode)
+        unseen = [n for n, mode in wanted if n not in self.halted and not self.is_fit(n, mode)]
         if not unseen and now_seconds < self._next_seconds:
             return
         try:
@@ -62,11 +73,14 @@ class MeterWatch:
             self._next_seconds = now_seconds + _AGAIN_SECONDS
             raise
         self.halted = await self._book.halted()
-        for event_name in sorted({*event_names, *self.halted, *self._fit}):
+        # A meter halted before this process began is not due, so no posting says what it is sent.
+        declared = {} if self.halted.keys() <= self._modes.keys() else await self._book.modes()
+        for event_name in sorted({*self._modes, *self.halted}):
             meter = found.get(event_name)
-            reason = "there is no such meter at Stripe" if meter is None else meter.unfit()
-            if reason is None and meter is not None:
-                self._fit[event_name] = meter
+            reason = _unfit(meter, self._modes.get(event_name) or declared.get(event_name, set()))
+            if reason is None:
+                if meter is not None:
+                    self._fit[event_name] = meter
                 if self.halted.pop(event_name, None) is not None:
                     await self._book.halt(event_name, None, self._clock.now_ms())
                     _log.info("meter.resumed", meter=event_name)
@@ -78,3 +92,12 @@ class MeterWatch:
                     _log.error("meter.halted", meter=event_name, reason=reason)
         calm = 1.0 if self.halted else _CALM_FACTOR
         self._next_seconds = now_seconds + self._check_seconds * calm
+
+
+def _unfit(meter: BillingMeter | None, modes: Collection[PostingMode]) -> str | None:
+    """Why postings of one of `modes` cannot be sent, or None."""
+    needing = [mode for mode in modes if mode not in METERLESS_MODES]
+    if needing and meter is None:
+        return "there is no such meter at Stripe"
+    reasons = [] if meter is None else [meter.unfit(mode) for mode in sorted(needing)]
+    return next((reason for reason in reasons if reason is not None), None)

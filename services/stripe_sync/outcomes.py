@@ -38,6 +38,8 @@ class Situation(StrEnum):
     UNAUTHORIZED = "unauthorized"
     FORBIDDEN = "forbidden"
     NOT_FOUND = "not_found"
+    PERIOD_OVER = "period_over"
+    """A usage record for a period that is not the item's current one."""
     REFUSED = "refused"
     """Any other 400."""
     UNEXPECTED = "unexpected"
@@ -62,6 +64,8 @@ class Action(StrEnum):
     """No call for this meter until it is active at Stripe."""
     PARK = "park"
     """This posting waits for an operator."""
+    TAKE_BACK = "take_back"
+    """Stripe will never take it: void, unless an earlier attempt may have arrived."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +169,13 @@ TABLE: tuple[Row, ...] = (
         message=("in the future", "minutes ahead"),
     ),
     Row(
+        Situation.PERIOD_OVER,
+        Action.TAKE_BACK,
+        certain=True,
+        statuses=(400,),
+        message=("last invoice period",),
+    ),
+    Row(
         Situation.STAMP_TOO_OLD,
         Action.PARK,
         certain=True,
@@ -206,6 +217,8 @@ class AfterRefusal(StrEnum):
     """Post again, once the meter is active."""
     PARK = "park"
     """The posting that takes its place is written down parked."""
+    HOLD = "hold"
+    """Nothing takes its place: what is missing is held."""
 
 
 REJECTIONS: dict[str, AfterRefusal] = {
@@ -220,6 +233,7 @@ REJECTIONS: dict[str, AfterRefusal] = {
     "meter_event_dimension_count_too_high": AfterRefusal.PARK,
     "missing_dimension_payload_keys": AfterRefusal.PARK,
     "timestamp_too_far_in_past": AfterRefusal.PARK,
+    str(Situation.PERIOD_OVER): AfterRefusal.HOLD,
 }
 """By the code of the report. A code that is not here is parked: posting again would be refused again, for ever."""
 

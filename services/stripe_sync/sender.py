@@ -1,7 +1,8 @@
 """The sender: due postings to Stripe, one call in flight per (customer, meter), as fast as the bucket allows.
 
-Owns the order, the lanes and what follows from each answer. It refuses to know how postings came about, SQL, and
-Stripe's client. What it may do with an answer is the failure table's (`outcomes.py`).
+Owns the order, the lanes and what follows from each answer. It refuses to know how postings came about, SQL, Stripe's
+client, when a call may be made at all (`call_gate.py`) and how the doubtful are settled (`settler.py`). What it may do
+with an answer is the failure table's (`outcomes.py`).
 
 For each posting: mark `sending` -> wait for a token -> call -> record the outcome. A lane (customer, meter) is free
 again once its outcome is in the ledger. One customer's failures delay that customer's postings and nobody else's.
@@ -12,30 +13,32 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any
 
 import structlog
 
 from services.stripe_sync.attempt import (
     Pace,
+    conclude_customer_gone,
     conclude_delivered,
     conclude_failed,
+    conclude_not_tried,
     deadline_ms,
     is_past_horizon,
-    may_be_at_stripe,
+    must_be_settled,
 )
 from services.stripe_sync.book import Lane, SendingBook
 from services.stripe_sync.bucket import TokenBucket
+from services.stripe_sync.call_gate import CallGate
 from services.stripe_sync.faults import FaultPoint
-from services.stripe_sync.gateway import CallFailed, Gateway
+from services.stripe_sync.gateway import CallFailed, Delivered, Gateway
 from services.stripe_sync.meter_watch import MeterWatch
 from services.stripe_sync.metrics import SyncMetrics
 from services.stripe_sync.outcomes import Action, Situation
 from services.stripe_sync.recorder import Recorder
-from services.stripe_sync.settlement import Verdict, compare_summary
+from services.stripe_sync.settler import Settler
 from tollgate.ledger.engine import CommitUnknown, LedgerUnavailable
-from tollgate.ledger.posting_rows import DuePosting, Outcome, Posting, PostingState
+from tollgate.ledger.posting_rows import DuePosting, Outcome, Posting, PostingMode
 from tollgate.runtime.backoff import Backoff
 from tollgate.runtime.clock import Clock
 from tollgate.runtime.faults import Faults
@@ -81,21 +84,34 @@ class Sender:
         self._gateway = gateway
         self._watch = watch
         self._recorder = recorder
-        self._bucket = bucket
         self._clock = clock
         self._backoff = backoff
         self._pace = Pace(backoff)
+        self._gate = CallGate(
+            gateway=gateway,
+            bucket=bucket,
+            clock=clock,
+            metrics=metrics,
+            probe_seconds=limits.probe_seconds,
+            on_stopped=on_stopped,
+        )
+        self._settler = Settler(
+            book=book,
+            gateway=gateway,
+            watch=watch,
+            gate=self._gate,
+            pace=self._pace,
+            clock=clock,
+            summary_lag_seconds=limits.summary_lag_seconds,
+        )
         self._limits = limits
         self._metrics = metrics
         self._may_send = may_send
         self._faults = faults
-        self._on_stopped = on_stopped
         self._lanes: set[Lane] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
         self._wake = asyncio.Event()
-        self._stopped: str | None = None
-        self._probe_at_seconds = 0.0
         self._troubles = 0
         self._look_at_seconds = 0.0
         self._look_failures = 0
@@ -103,7 +119,7 @@ class Sender:
     @property
     def stopped(self) -> str | None:
         """Why nothing is sent at all, or None."""
-        return self._stopped
+        return self._gate.stopped
 
     @property
     def in_flight(self) -> int:
@@ -155,20 +171,20 @@ class Sender:
         1. With the key refused, only ask whether it is taken again. 2. Read what is due. 3. See that its meters are
         fit. 4. Choose: nearest deadline first, one per free lane. 5. Mark and start.
         """
-        self._metrics.show_bucket(self._bucket.available(self._clock.monotonic_seconds()))
-        if self._stopped is not None and not await self._is_key_taken_again():
+        self._gate.show()
+        if not await self._gate.is_open():
             return 0
         free = self._limits.concurrency - len(self._lanes)
         if free <= 0:
             return 0
         now_ms = self._clock.now_ms()
         due = await self._book.due(now_ms, FETCH, set(self._lanes))
-        if not await self._look_at_meters({entry.event_name for entry in due}):
+        if not await self._look_at_meters({(entry.event_name, entry.posting.mode) for entry in due}):
             return 0
         chosen = self._choose(due, free)
         if not chosen:
             return 0
-        to_settle = [e for e in chosen if is_past_horizon(e.posting, now_ms)]
+        to_settle = [e for e in chosen if must_be_settled(e.posting, now_ms)]
         to_park = [e for e in chosen if e.customer_deleted and e not in to_settle]
         to_send = [e for e in chosen if e not in to_settle and e not in to_park]
         marked = await self._book.mark_sending([e.posting.ref for e in to_send], now_ms) if to_send else ()
@@ -183,17 +199,17 @@ class Sender:
                 self._start(entry, self._send(entry))
         return len(to_settle) + len(to_park) + len(marked)
 
-    async def _look_at_meters(self, event_names: set[str]) -> bool:
-        """False when Stripe could not be asked and a meter among `event_names` is not known to be fit."""
+    async def _look_at_meters(self, wanted: set[tuple[str, PostingMode]]) -> bool:
+        """False when Stripe could not be asked and a meter among `wanted` is not known to be fit."""
         now_seconds = self._clock.monotonic_seconds()
         if now_seconds < self._look_at_seconds:
             return False
         try:
-            await self._watch.check(event_names)
+            await self._watch.check(wanted)
         except CallFailed as error:
             _log.warning("meters.not_checked", situation=str(error.row.situation))
             if error.row.action is Action.STOP_ALL:
-                self._stop(str(error))
+                self._gate.stop(str(error))
                 return False
             self._look_at_seconds = now_seconds + self._backoff.delay_seconds(self._look_failures)
             self._look_failures += 1
@@ -203,7 +219,7 @@ class Sender:
         return True
 
     def _choose(self, due: list[DuePosting], free: int) -> list[DuePosting]:
-        fit = [e for e in due if self._watch.stripe_meter(e.event_name) is not None]
+        fit = [e for e in due if self._watch.is_fit(e.event_name, e.posting.mode)]
         fit.sort(key=lambda e: (deadline_ms(e.posting, e.period_end_ms), e.posting.ref))
         chosen: dict[Lane, DuePosting] = {}
         for entry in fit:
@@ -241,16 +257,16 @@ class Sender:
     async def _send(self, entry: DuePosting) -> Outcome | None:
         """One attempt. None: nothing was tried, and who leads next finds the posting in `sending`."""
         posting = entry.posting
-        await self._take_token()
+        await self._gate.take_token()
         if not self._may_send():
             return None
-        if self._stopped is not None:
-            return self._not_tried(posting, self._stopped)
-        if self._watch.stripe_meter(entry.event_name) is None:
-            return self._not_tried(posting, "the meter was halted")
+        if self._gate.stopped is not None:
+            return conclude_not_tried(posting, self._gate.stopped)
+        if not self._watch.is_fit(entry.event_name, posting.mode):
+            return conclude_not_tried(posting, "the meter was halted")
         began_seconds = self._clock.monotonic_seconds()
         try:
-            delivered = await self._gateway.send(posting.body, posting.idempotency_key)
+            delivered = await self._call(posting)
         except CallFailed as error:
             self._faults.reach(FaultPoint.AFTER_SEND)
             self._metrics.called(error.row.situation, self._clock.monotonic_seconds() - began_seconds)
@@ -258,40 +274,39 @@ class Sender:
         self._faults.reach(FaultPoint.AFTER_SEND)
         situation = Situation.DUPLICATE if delivered.duplicate else Situation.DELIVERED
         self._metrics.called(situation, self._clock.monotonic_seconds() - began_seconds)
-        self._metrics.delivered(self._clock.now_ms() / 1000 - posting.timestamp_s)
+        if posting.mode is not PostingMode.INVOICE_ITEM:  # its stamp is the period it is for
+            self._metrics.delivered(self._clock.now_ms() / 1000 - posting.timestamp_s)
         self._troubles = 0
+        if posting.mode is PostingMode.WINDOW_TOTAL and is_past_horizon(posting, self._clock.now_ms()):
+            return self._settler.to_be_verified(posting, delivered.request_id)
         return conclude_delivered(posting, delivered.request_id, delivered.duplicate)
 
-    async def _take_token(self) -> None:
-        """Return when a call may be made. A bucket closed meanwhile is waited for anew."""
-        while (wait_seconds := self._bucket.reserve(self._clock.monotonic_seconds())) > 0:
-            await self._clock.sleep_seconds(wait_seconds)
-            if not self._bucket.is_closed(self._clock.monotonic_seconds()):
-                return
+    async def _call(self, posting: Posting) -> Delivered:
+        if posting.mode is PostingMode.USAGE_RECORD:
+            return await self._gateway.record_usage(posting.body, posting.idempotency_key)
+        if posting.mode is PostingMode.INVOICE_ITEM:
+            return await self._gateway.charge(posting.body, posting.idempotency_key)
+        return await self._gateway.send(posting.body, posting.idempotency_key)
 
-    def _not_tried(self, posting: Posting, why: str) -> Outcome:
-        doubtful = may_be_at_stripe(posting)
-        return Outcome(
-            posting.posting_key,
-            posting.seq,
-            PostingState.UNKNOWN if doubtful else PostingState.JOURNALLED,
-            attempted=False,
-            certain=not doubtful,
-            error=why,
-        )
+    async def _settle(self, entry: DuePosting) -> Outcome | None:
+        """Ask about it; what Stripe certainly has not got is marked and sent again, where that is safe."""
+        outcome = await self._settler.settle(entry)
+        if outcome is not None:
+            return outcome
+        if not await self._book.mark_sending([entry.posting.ref], self._clock.now_ms()):
+            return None
+        return await self._send(entry)
 
     async def _after_failure(self, entry: DuePosting, error: CallFailed) -> Outcome:
         posting, row = entry.posting, error.row
         outcome = conclude_failed(posting, row, error.failure, self._pace, self._clock.now_ms())
         log = _log.bind(posting_key=posting.posting_key, seq=posting.seq, situation=str(row.situation))
         if row.action is Action.STOP_ALL:
-            self._stop(str(error))
+            self._gate.stop(str(error))
         elif row.action is Action.HALT_METER:
             await self._watch.halt(entry.event_name, str(error))
         elif row.action is Action.WAIT_ALL:
-            self._bucket.close(
-                self._clock.monotonic_seconds(), self._backoff.delay_seconds(min(self._troubles, 6))
-            )
+            self._gate.slow_down(self._backoff.delay_seconds(min(self._troubles, 6)))
             self._troubles += 1
         if row.action is Action.PARK:
             log.error("posting.parked", error=error.failure.message)
@@ -303,86 +318,4 @@ class Sender:
         _log.error(
             "posting.parked", posting_key=posting.posting_key, seq=posting.seq, error="customer deleted"
         )
-        doubtful = may_be_at_stripe(posting)
-        return Outcome(
-            posting.posting_key,
-            posting.seq,
-            PostingState.PARKED,
-            attempted=False,
-            certain=not doubtful,
-            error=f"{Situation.CUSTOMER_GONE}: the customer was deleted",
-        )
-
-    # ------------------------------------------------------------------------------------------ the key
-
-    def _stop(self, reason: str) -> None:
-        if self._stopped is None:
-            _log.error("sending.stopped", reason=reason)
-        self._stopped = reason
-        self._probe_at_seconds = self._clock.monotonic_seconds() + self._limits.probe_seconds
-        self._metrics.show_stopped(True)
-        self._on_stopped(reason)
-
-    async def _is_key_taken_again(self) -> bool:
-        if self._clock.monotonic_seconds() < self._probe_at_seconds:
-            return False
-        try:
-            await self._gateway.meters()
-        except CallFailed as error:
-            if error.row.action is Action.STOP_ALL:
-                self._stop(str(error))
-            else:
-                self._probe_at_seconds = self._clock.monotonic_seconds() + self._limits.probe_seconds
-            return False
-        self._stopped = None
-        self._metrics.show_stopped(False)
-        self._on_stopped(None)
-        _log.info("sending.resumed")
-        return True
-
-    # ------------------------------------------------------------------------------------- the horizon
-
-    async def _settle(self, entry: DuePosting) -> Outcome:
-        """Past the horizon: what Stripe's summary of that hour says, and never another call with this identifier."""
-        posting = entry.posting
-        view = await self._book.settlement(posting, entry.event_name)
-        newest_ms = max([view.newest_ms, posting.last_sent_ms or 0])
-        now_ms = self._clock.now_ms()
-        settled_enough_ms = newest_ms + int(self._limits.summary_lag_seconds * 1000)
-        if now_ms < settled_enough_ms:
-            return self._still_unknown(posting, settled_enough_ms, "waiting for Stripe's summaries")
-        meter = self._watch.stripe_meter(entry.event_name)
-        if meter is None:
-            return self._still_unknown(posting, self._pace.retry_ms(posting.attempts, now_ms), "meter halted")
-        hour_s = posting.timestamp_s - posting.timestamp_s % 3600
-        await self._take_token()
-        try:
-            summary = await self._gateway.hour_sum(meter.stripe_meter_id, posting.customer_id, hour_s)
-        except CallFailed as error:
-            if error.row.action is Action.STOP_ALL:
-                self._stop(str(error))
-            return self._still_unknown(posting, self._pace.retry_ms(posting.attempts, now_ms), str(error))
-        others = [other.quantity for other in view.unsure if other.ref != posting.ref]
-        verdict = compare_summary(summary, view.delivered, posting.quantity, others)
-        return self._settled(posting, verdict, summary, view.delivered)
-
-    def _settled(self, posting: Posting, verdict: Verdict, summary: Decimal, delivered: Decimal) -> Outcome:
-        said = f"Stripe's hour holds {summary}, delivered before {delivered}, this posting {posting.quantity}"
-        state = {
-            Verdict.DELIVERED: PostingState.SETTLED,
-            Verdict.NOT_DELIVERED: PostingState.VOID,
-            Verdict.UNDECIDED: PostingState.PARKED,
-        }[verdict]
-        log = _log.bind(posting_key=posting.posting_key, seq=posting.seq, verdict=str(verdict), said=said)
-        (log.error if verdict is Verdict.UNDECIDED else log.warning)("posting.settled")
-        return Outcome(posting.posting_key, posting.seq, state, attempted=False, error=f"{verdict}: {said}")
-
-    def _still_unknown(self, posting: Posting, retry_ms: int, why: str) -> Outcome:
-        return Outcome(
-            posting.posting_key,
-            posting.seq,
-            PostingState.UNKNOWN,
-            attempted=False,
-            retry_ms=retry_ms,
-            error=why[:500],
-        )
+        return conclude_customer_gone(posting)

@@ -35,6 +35,7 @@ from tollgate.contracts.topics import STRIPE_EVENTS
 from tollgate.ledger.customers import CustomerBook
 from tollgate.ledger.engine import Engine, open_ledger
 from tollgate.ledger.errors import CommitUnknown, LedgerNotReady, LedgerUnavailable
+from tollgate.ledger.imports import ImportShelf
 from tollgate.ledger.init import check_pins
 from tollgate.runtime.backoff import Backoff
 from tollgate.runtime.clock import SystemClock
@@ -306,14 +307,13 @@ async def _started(client: AIOKafkaProducer | AIOKafkaConsumer) -> None:
 # ---------------------------------------------------------------------------------------------- import
 
 
-async def import_existing(settings: WebhooksServiceSettings, bookmark: Bookmark) -> int:
+async def import_existing(
+    settings: WebhooksServiceSettings, bookmark: Bookmark | None, *, from_start: bool
+) -> int:
     """Import, saying on stderr how far it is; the exit code."""
     service = Service(settings)
-    reached = bookmark
 
     def say(progress: ImportProgress) -> None:
-        nonlocal reached
-        reached = progress.bookmark
         sys.stderr.write(f"{progress.customers} customers, {progress.subscriptions} subscriptions\n")
 
     try:
@@ -321,13 +321,15 @@ async def import_existing(settings: WebhooksServiceSettings, bookmark: Bookmark)
         done = await import_customers(
             service.gateway,
             service.book,
+            ImportShelf(service.engine, "customers"),
             service.clock,
             service.backoff,
             bookmark=bookmark,
+            from_start=from_start,
             on_progress=say,
         )
     except (Transient, Permanent) as error:
-        sys.stderr.write(f"{error}\nto go on from here: import --resume {reached}\n")
+        sys.stderr.write(f"{error}\nimport again to go on from here\n")
         return 1
     finally:
         await service.close()
@@ -353,15 +355,17 @@ def main(arguments: list[str] | None = None) -> int:
     importing.add_argument(
         "--resume",
         type=_parse_bookmark,
-        default=Bookmark(),
         metavar="BOOKMARK",
-        help="go on where an interrupted import said it was, e.g. customers:cus_123",
+        help="go on after this customer or subscription, e.g. customers:cus_123, wherever the last import was",
+    )
+    importing.add_argument(
+        "--from-start", action="store_true", help="begin at the beginning, wherever the last import was"
     )
     chosen = parser.parse_args(arguments)
     settings = load_settings(WebhooksServiceSettings)
     configure_logging(SERVICE, settings.log)
     if chosen.command == "import":
-        return asyncio.run(import_existing(settings, chosen.resume))
+        return asyncio.run(import_existing(settings, chosen.resume, from_start=chosen.from_start))
     return run_service(lambda shutdown: run(settings, shutdown), settings.shutdown_seconds)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -40,6 +40,9 @@ class Subject(StrEnum):
 
 _CUSTOMER_TYPES = frozenset({"customer.created", "customer.updated", "customer.deleted"})
 _METER_ERROR_TYPES = frozenset({"billing.meter.error_report_triggered", "billing.meter.no_meter_found"})
+THIN_TYPES = tuple(sorted(f"v1.{kind}" for kind in _METER_ERROR_TYPES))
+"""Thin events without a classic twin: no other list of Stripe's has them."""
+
 _SEEN_PREFIXES = ("customer.discount.", "customer.source.", "customer.tax_id.", "billing.meter.")
 _WANTED_PREFIXES = ("customer.", "invoice.", "billing.meter.")
 
@@ -57,6 +60,8 @@ class StripeEvent:
     customer_id: str
     payload: Mapping[str, Any] | None
     """The object as it was when the event was made: only for what cannot be fetched any more."""
+    previous: Mapping[str, Any] = field(default_factory=dict)
+    """What a change changed, as it was before: only for when it changed, which nothing else tells."""
 
     @property
     def kind(self) -> str:
@@ -140,6 +145,7 @@ def _classic(document: Mapping[str, Any]) -> StripeEvent:
         object_id=object_id,
         customer_id=object_id if payload.get("object") == "customer" else _text(customer),
         payload=payload,
+        previous=_map(data.get("previous_attributes") if isinstance(data, dict) else None),
     )
 
 
@@ -172,6 +178,10 @@ def _required_text(document: Mapping[str, Any], name: str) -> str:
     if not isinstance(value, str) or not value or "\x00" in value or len(value) > 255:
         raise Permanent(PermanentReason.UNREADABLE, f"{name} is missing or no text")
     return value
+
+
+def _map(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _text(value: object) -> str:

@@ -10,12 +10,14 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
 import stripe
 
 from services.webhooks import objects
 from services.webhooks.errors import Permanent, PermanentReason, Transient, TransientReason
+from services.webhooks.event import THIN_TYPES
 from services.webhooks.pace import Pace
 from tollgate.ledger.billing import Customer, Invoice, Subscription
 
@@ -144,6 +146,29 @@ class StripeGateway:
         params = {**_paging(after), "created": {"gte": created_from_s, "lt": created_before_s}}
         return await self._page(self._client.v1.events.list_async(params))  # type: ignore[arg-type]
 
+    async def thin_event_page(self, created_from_s: int, created_before_s: int, after: str | None) -> Page:
+        """A page of the thin events nothing else lists, made in `[created_from_s, created_before_s)`, newest first.
+
+        Without their `data`, as a webhook brings them.
+        """
+        if after is None:
+            bounds = {"gte": _rfc3339(created_from_s), "lt": _rfc3339(created_before_s)}
+            params = {"limit": PAGE_SIZE, "types": list(THIN_TYPES), "created": bounds}
+            body = await self._ask(self._client.v2.core.events.list_async(params))  # type: ignore[arg-type]
+        else:
+            body = await self._ask(self._follow(after))
+        bodies = tuple(
+            {name: value for name, value in entry.items() if name != "data"}
+            for entry in body.get("data") or ()
+        )
+        following = body.get("next_page_url")
+        return Page(bodies, str(following) if following and bodies else None)
+
+    async def _follow(self, page_url: str) -> Any:
+        """A further page of a v2 list: Stripe says where it is."""
+        response = await self._client.raw_request_async("get", page_url)
+        return self._client.deserialize(response, api_mode="V2")
+
     async def complete_subscription(self, body: Json) -> Subscription:
         """A subscription in our words, its items beyond the embedded ones fetched."""
         embedded = body.get("items") or {}
@@ -169,7 +194,7 @@ class StripeGateway:
     async def _event_names(
         self, price_ids: Iterable[str | None], known: Mapping[str, Json]
     ) -> dict[str, str | None]:
-        """The event name of the Billing Meter behind each price; `known` are prices already at hand."""
+        """The event name of the Billing Meter behind each price, or of its label; `known` are prices at hand."""
         names: dict[str, str | None] = {}
         for price_id in price_ids:
             if price_id is not None:
@@ -180,6 +205,9 @@ class StripeGateway:
         if price_id not in self._price_meters:
             if price is None:
                 price = await self._ask(self._client.v1.prices.retrieve_async(price_id))
+            if objects.bills_usage_records(price):
+                # Not kept: it is an operator who labels such a price, at any time.
+                return objects.labelled_event_name(price)
             self._price_meters[price_id] = objects.price_meter_id(price)
         meter_id = self._price_meters[price_id]
         if meter_id is None:
@@ -250,3 +278,8 @@ def _code(error: stripe.StripeError) -> str:
 
 def _paging(after: str | None) -> dict[str, Any]:
     return {"limit": PAGE_SIZE} if after is None else {"limit": PAGE_SIZE, "starting_after": after}
+
+
+def _rfc3339(seconds: int) -> str:
+    """API v2's way of writing a time."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

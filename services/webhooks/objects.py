@@ -8,6 +8,7 @@ Meter a price reports to is asked of the caller, who may have to look it up.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from services.webhooks.errors import Permanent, PermanentReason
@@ -34,6 +35,7 @@ def subscription_to_domain(
 ) -> Subscription:
     """A subscription with all its `items`; `event_names` by price id."""
     shape = _Shape("subscription", body)
+    ends_ms = _ms_or_none(body.get("cancel_at"))
     return Subscription(
         subscription_id=shape.text("id"),
         customer_id=_id_of(shape.value("customer")),
@@ -41,20 +43,38 @@ def subscription_to_domain(
         start_ms=_ms(body.get("start_date") or body.get("created") or 0),
         ended_ms=_ms_or_none(body.get("ended_at")),
         metadata=clean_document(body.get("metadata") or {}),
-        items=tuple(_item_to_domain(item, event_names) for item in items),
+        items=tuple(_item_to_domain(item, event_names, ends_ms) for item in items),
     )
 
 
-def _item_to_domain(body: Json, event_names: Mapping[str, str | None]) -> Item:
+def _item_to_domain(body: Json, event_names: Mapping[str, str | None], ends_ms: int | None) -> Item:
+    """An item; its period ends where its subscription is set to end, if that is sooner."""
     shape = _Shape("subscription_item", body)
     price_id = _id_of(shape.value("price"))
+    start_ms, end_ms = _ms(shape.value("current_period_start")), _ms(shape.value("current_period_end"))
+    if ends_ms is not None and start_ms < ends_ms < end_ms:
+        end_ms = ends_ms
     return Item(
         item_id=shape.text("id"),
         price_id=price_id,
         event_name=event_names.get(price_id),
-        period_start_ms=_ms(shape.value("current_period_start")),
-        period_end_ms=_ms(shape.value("current_period_end")),
+        period_start_ms=start_ms,
+        period_end_ms=end_ms,
     )
+
+
+def previous_prices(previous: Json) -> dict[str, str]:
+    """By item, the price it had before a change, from an event's `previous_attributes`; empty where it says nothing."""
+    items = previous.get("items")
+    data = items.get("data") if isinstance(items, Mapping) else None
+    found = {}
+    for item in data if isinstance(data, list) else ():
+        item_id = item.get("id") if isinstance(item, Mapping) else None
+        price = item.get("price") if isinstance(item, Mapping) else None
+        price_id = price.get("id") if isinstance(price, Mapping) else price
+        if isinstance(item_id, str) and isinstance(price_id, str):
+            found[item_id] = price_id
+    return found
 
 
 def invoice_to_domain(
@@ -86,7 +106,13 @@ def _metered_lines(lines: Iterable[Json], event_names: Mapping[str, str | None])
         if item_id is None or price_id is None or event_name is None:
             continue
         yield InvoiceLine(
-            item_id, price_id, event_name, _ms(period.get("start") or 0), _ms(period.get("end") or 0)
+            item_id=item_id,
+            price_id=price_id,
+            event_name=event_name,
+            period_start_ms=_ms(period.get("start") or 0),
+            period_end_ms=_ms(period.get("end") or 0),
+            quantity=line_quantity(line),
+            line_id=clean_text(line.get("id")) or "",
         )
 
 
@@ -104,6 +130,21 @@ def line_item_id(line: Json) -> str | None:
     return _id_of(item) if item and not details.get("proration") else None
 
 
+def line_quantity(line: Json) -> str:
+    """The usage a line bills, exact: `quantity` is whole and cuts decimals off, `quantity_decimal` keeps them."""
+    written = line.get("quantity_decimal")
+    text = str(line.get("quantity") or 0) if written is None else str(written)
+    try:
+        quantity = Decimal(text)
+    except InvalidOperation:
+        raise Permanent(
+            PermanentReason.UNEXPECTED_SHAPE, "an invoice line whose quantity is no number"
+        ) from None
+    if not quantity.is_finite():
+        raise Permanent(PermanentReason.UNEXPECTED_SHAPE, "an invoice line whose quantity is no number")
+    return f"{quantity:f}"
+
+
 def line_price_id(line: Json) -> str | None:
     """The price of a line, or None."""
     price = ((line.get("pricing") or {}).get("price_details") or {}).get("price")
@@ -114,6 +155,21 @@ def price_meter_id(price: Json) -> str | None:
     """The Billing Meter behind a price, or None when it is not metered."""
     meter = (price.get("recurring") or {}).get("meter")
     return _id_of(meter) if meter else None
+
+
+EVENT_NAME_LABEL = "tollgate_event_name"
+"""Metadata key of a metered price without a Billing Meter: which meter's usage it bills, by usage records."""
+
+
+def bills_usage_records(price: Json) -> bool:
+    """Whether a price bills usage without a Billing Meter, as prices from before 2025-03-31 may."""
+    terms = price.get("recurring") or {}
+    return terms.get("usage_type") == "metered" and not terms.get("meter")
+
+
+def labelled_event_name(price: Json) -> str | None:
+    """What a price that bills usage records says it bills, or None."""
+    return clean_text((price.get("metadata") or {}).get(EVENT_NAME_LABEL)) or None
 
 
 def rejections_to_domain(data: Json, reported_ms: int) -> tuple[tuple[Rejection, ...], dict[str, int], int]:

@@ -1,20 +1,22 @@
 """The poll: what Stripe says happened, compared with what came in.
 
-Owns the list of events since a moment and its comparison with the inbox; what is missing goes the way of every
-webhook, into the topic. It refuses to know what the events lead to. A webhook endpoint that was unreachable for days
-loses nothing that Stripe still lists (30 days).
+Owns the two lists of events since a moment (classic ones, and the thin ones that have no classic twin: meter error
+reports) and their comparison with the inbox; what is missing goes the way of every webhook, into the topic. It refuses
+to know what the events lead to. A webhook endpoint that was unreachable for days loses nothing that Stripe still lists
+(30 days, in both).
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
 
 from services.webhooks.errors import Permanent, Transient
-from services.webhooks.event import event_from, is_wanted
+from services.webhooks.event import StripeEvent, event_from, is_wanted
 from services.webhooks.gateway import Page
 from services.webhooks.metrics import Metrics
 from services.webhooks.projector import translate_ledger_error
@@ -40,10 +42,18 @@ SLICE_SECONDS = 6 * 3600
 _log = structlog.get_logger(__name__)
 
 
+THIN_EVERY = 4
+"""Thin events are listed at every fourth poll: they are rare, each poll is a read, and their list is short."""
+
+
 class EventList(Protocol):
     """What the poll asks of Stripe."""
 
     async def event_page(self, created_from_s: int, created_before_s: int, after: str | None) -> Page: ...
+
+    async def thin_event_page(
+        self, created_from_s: int, created_before_s: int, after: str | None
+    ) -> Page: ...
 
 
 class Inbox(Protocol):
@@ -54,8 +64,24 @@ class Inbox(Protocol):
     def done_events(self, event_ids: list[str], *, with_failed: bool = False) -> frozenset[str]: ...
 
 
+class PageOf(Protocol):
+    """One of Stripe's two lists."""
+
+    async def __call__(self, created_from_s: int, created_before_s: int, after: str | None) -> Page: ...
+
+
+@dataclass(slots=True)
+class _List:
+    """One list and how far it has been compared (epoch seconds; None before the first complete poll)."""
+
+    name: str
+    page: PageOf
+    slice_seconds: int
+    complete_to_s: int | None = None
+
+
 class EventPoll:
-    """Compares and fills, every `interval_seconds`."""
+    """Compares and fills, every `interval_seconds`: the classic events each time, the thin ones now and then."""
 
     def __init__(
         self,
@@ -67,72 +93,97 @@ class EventPoll:
         interval_seconds: float,
         settling_seconds: int = SETTLING_SECONDS,
     ) -> None:
-        self._events = events
+        self._classic = _List("classic", events.event_page, SLICE_SECONDS)
+        # A whole month of meter error reports is one page.
+        self._thin = _List("thin", events.thin_event_page, REACH_SECONDS)
         self._inbox = inbox
         self._store = store
         self._clock = clock
         self._metrics = metrics
         self._interval_seconds = interval_seconds
         self._settling_seconds = settling_seconds
-        self._complete_to_s: int | None = None
+        self._polls = 0
+        self._begin_at_s: int | None = None
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Poll until `stop` is set. A poll that fails is repeated at the next interval, from where it got to."""
+        """Poll until `stop` is set. A poll that fails is repeated at the next interval, from where it got to.
+
+        One list's failure (a key that may not read it) never keeps the other from being read.
+        """
         while not stop.is_set():
-            try:
-                found = await self.poll_once()
-                _log.info("events.polled", found=found, complete_to_s=self._complete_to_s)
-            except Transient as error:
-                self._metrics.retries.labels(error.reason).inc()
-                _log.warning("poll.delayed", reason=error.reason, detail=error.detail)
-            except (Permanent, StoreUnavailable) as error:
-                _log.error("poll.failed", detail=str(error))
+            lists = [self._classic]
+            if self._polls % THIN_EVERY == 0 or self._thin.complete_to_s is None:
+                lists.append(self._thin)
+            self._polls += 1
+            for each in lists:
+                await self._poll_safely(each)
             sleeping = asyncio.ensure_future(self._clock.sleep_seconds(self._interval_seconds))
             stopping = asyncio.ensure_future(stop.wait())
             await asyncio.wait({sleeping, stopping}, return_when=asyncio.FIRST_COMPLETED)
             sleeping.cancel()
             stopping.cancel()
 
+    async def _poll_safely(self, listed: _List) -> None:
+        try:
+            found = await self._poll(listed)
+            _log.info("events.polled", list=listed.name, found=found, complete_to_s=listed.complete_to_s)
+        except Transient as error:
+            self._metrics.retries.labels(error.reason).inc()
+            _log.warning("poll.delayed", list=listed.name, reason=error.reason, detail=error.detail)
+        except (Permanent, StoreUnavailable) as error:
+            _log.error("poll.failed", list=listed.name, detail=str(error))
+
     async def poll_once(self) -> int:
-        """Compare everything since the last complete poll; how many events were missing and are in the log now.
+        """Compare the classic events since the last complete poll; how many were missing and are in the log now.
 
         Oldest first, slice by slice. Raises Transient, Permanent or StoreUnavailable; what was done stays done.
         """
+        return await self._poll(self._classic)
+
+    async def poll_thin_once(self) -> int:
+        """The same for the thin events."""
+        return await self._poll(self._thin)
+
+    async def _poll(self, listed: _List) -> int:
         now_s = self._clock.now_ms() // 1000
         try:
-            begin_s = max(await self._begin_s(), now_s - REACH_SECONDS)
+            begin_s = max(await self._begin_s(listed), now_s - REACH_SECONDS)
         except LedgerError as error:
             raise translate_ledger_error(error) from error
         end_s = now_s - self._settling_seconds
         found = 0
         while begin_s < end_s:
-            before_s = min(begin_s + SLICE_SECONDS, end_s)
+            before_s = min(begin_s + listed.slice_seconds, end_s)
             try:
-                found += await self._fill_slice(begin_s, before_s)
+                found += await self._fill_slice(listed, begin_s, before_s)
             except LedgerError as error:
                 raise translate_ledger_error(error) from error
             begin_s = before_s
-            self._complete_to_s = before_s
-            self._metrics.polled_timestamp.set(before_s)
+            listed.complete_to_s = before_s
+            if listed is self._classic:
+                self._metrics.polled_timestamp.set(before_s)
         return found
 
-    async def _begin_s(self) -> int:
-        if self._complete_to_s is not None:
-            return self._complete_to_s - OVERLAP_SECONDS
-        newest_s = await asyncio.to_thread(self._inbox.newest_event_s)
-        return 0 if newest_s is None else newest_s - LOOKBACK_SECONDS
+    async def _begin_s(self, listed: _List) -> int:
+        if listed.complete_to_s is not None:
+            return listed.complete_to_s - OVERLAP_SECONDS
+        # Asked once: what the classic poll brings in first must not narrow the look at the thin ones.
+        if self._begin_at_s is None:
+            newest_s = await asyncio.to_thread(self._inbox.newest_event_s)
+            self._begin_at_s = 0 if newest_s is None else newest_s - LOOKBACK_SECONDS
+        return self._begin_at_s
 
-    async def _fill_slice(self, begin_s: int, before_s: int) -> int:
-        missing: list[tuple[int, bytes]] = []
+    async def _fill_slice(self, listed: _List, begin_s: int, before_s: int) -> int:
+        missing: list[tuple[StripeEvent, bytes]] = []
         after: str | None = None
         while True:
-            page = await self._events.event_page(begin_s, before_s, after)
+            page = await listed.page(begin_s, before_s, after)
             wanted = [body for body in page.bodies if is_wanted(str(body.get("type", "")))]
             ids = [str(body["id"]) for body in wanted]
             # Parked ones too are known: they wait for an operator, not for us.
             known = await asyncio.to_thread(self._inbox.done_events, ids, with_failed=True)
             missing += [
-                (body["created"], json.dumps(body, separators=(",", ":")).encode())
+                (event_from(body), json.dumps(body, separators=(",", ":")).encode())
                 for body in wanted
                 if body["id"] not in known
             ]
@@ -141,9 +192,8 @@ class EventPoll:
                 break
         # Stripe lists the newest first; the log gets them as they happened.
         missing.reverse()
-        missing.sort(key=lambda entry: entry[0])
-        for _, body in missing:
-            event = event_from(json.loads(body))
+        missing.sort(key=lambda entry: entry[0].created_s)
+        for event, body in missing:
             await self._store.put(event, body, self._clock.now_ms())
             self._metrics.polled.inc()
         return len(missing)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 import structlog
@@ -188,6 +189,7 @@ class Projector:
         sequence = await self._take_sequence()
         subscription = await self._gateway.subscription(event.object_id)
         self._faults.reach(FaultPoint.FETCHED)
+        subscription = _with_price_changes(subscription, event)
         await self._learn_customer(subscription.customer_id)
         return await _in_thread(
             lambda: self._book.apply_subscription(
@@ -242,6 +244,21 @@ class Projector:
     async def _record(self, receipt: Receipt, outcome: str) -> str:
         await _in_thread(lambda: self._book.record(receipt, outcome, self._clock.now_ms()))
         return outcome
+
+
+def _with_price_changes(subscription: Subscription, event: StripeEvent) -> Subscription:
+    """The subscription with the moment of the event for those items whose price it says has changed.
+
+    The object tells the price and not since when. A fetch for any other event that sees a new price does not know.
+    """
+    before = objects.previous_prices(event.previous)
+    items = tuple(
+        replace(item, price_since_ms=event.created_s * 1000)
+        if before.get(item.item_id, item.price_id) != item.price_id
+        else item
+        for item in subscription.items
+    )
+    return replace(subscription, items=items)
 
 
 def translate_ledger_error(error: LedgerError) -> Transient | Permanent:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from sandbox.demo.cast import UNIT_AMOUNTS, yesterday_s
+from sandbox.demo.cast import LOOKUP_KEYS, yesterday_s
 from sandbox.demo.story import CAPTURE
 from sandbox.shop import Shop
 from sandbox.stack import BRISK, SERVICES, Stack, StackSettings
@@ -127,7 +127,7 @@ def _send_through_kills(
     directory: Path,
     plan: Plan,
 ) -> Sending:
-    prices = [shop.create_price(shop.create_meter(n, n), n, amount) for n, amount in UNIT_AMOUNTS.items()]
+    prices = shop.find_prices(LOOKUP_KEYS)
     customers = [shop.sign_up(f"c{number}", f"c{number}@example.com", prices) for number in range(6)]
     control.real_time()
     known, unknown = customers[:4], customers[4:]

@@ -21,7 +21,7 @@ from typing import Any
 from click.testing import CliRunner
 from sqlalchemy import insert, select
 
-from sandbox.demo.cast import UNIT_AMOUNTS, yesterday_s
+from sandbox.demo.cast import LOOKUP_KEYS, yesterday_s
 from sandbox.demo.story import CAPTURE
 from sandbox.shop import Shop, Shopper
 from sandbox.stack import BRISK, SERVICES, Stack, StackSettings
@@ -110,7 +110,7 @@ class CountedRun:
             stack.tollgate("meters", "apply", str(ROOT / "meters.yaml"), "--yes")
             self.token = stack.tollgate("tokens", "create", "gateway").strip()
             stack.start(*SERVICES)
-            prices = [shop.create_price(shop.create_meter(n, n), n, c) for n, c in UNIT_AMOUNTS.items()]
+            prices = shop.find_prices(LOOKUP_KEYS)
             self.shoppers = tuple(
                 shop.sign_up(name, f"{name}@example.com", prices) for name in ("acme", "globex")
             )

@@ -141,9 +141,10 @@ def test_doctor_names_a_meter_that_stripe_does_not_have(
         "meters:\n  - name: unheard_of\n    metric: count\n"
         "    stripe: { mode: delta, send: live, event_name: unheard_of }\n"
     )
-    tollgate("meters", "apply", str(declared), "--yes")
+    tollgate("meters", "apply", str(declared), "--yes", "--ledger-only")
     found = checks(tollgate("doctor", "--json", code=1))
-    assert found["Stripe meters"]["what_to_do"] == "create or reactivate at Stripe: unheard_of"
+    assert "meters apply --plan" in found["Stripe meters"]["what_to_do"]
+    assert "unheard_of" in found["Stripe meters"]["what_to_do"]
 
 
 # ------------------------------------------------------------------------------------------- events, usage

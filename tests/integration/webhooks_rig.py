@@ -146,9 +146,14 @@ class WebhooksRig:
 
 
 @contextlib.contextmanager
-def webhooks_rig(directory: Path, broker: BrokerSettings, ledger_url: str) -> Iterator[WebhooksRig]:
-    """A rig; nothing of it is left running."""
+def webhooks_rig(
+    directory: Path, broker: BrokerSettings, ledger_url: str, began_s: int | None = None
+) -> Iterator[WebhooksRig]:
+    """A rig, at Stripe's moment `began_s`, where time stands still (now and flowing without); none of it is left running."""
     with StripeStandIn.start(directory / "stripe.sqlite3") as stand_in:
+        if began_s is not None:
+            with stand_in.control as control:
+                control.set_clock(began_s, frozen=True)
         rig = WebhooksRig(directory, broker, ledger_url, stand_in)
         try:
             yield rig

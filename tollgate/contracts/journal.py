@@ -11,7 +11,7 @@ import msgspec
 CONTRACT = "posting/1"
 
 
-class JournalEntry(msgspec.Struct, frozen=True):
+class JournalEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     """One posting, as written down before its first attempt. Quantities are decimal strings."""
 
     posting_key: str
@@ -30,6 +30,8 @@ class JournalEntry(msgspec.Struct, frozen=True):
     planned_ms: int
     planned_from: dict[int, int]
     """Per source partition, the progress offset the plan was read at."""
+    for_period_ms: int | None = None
+    """Start of the finalized period it makes up for; absent when its own period bills it."""
 
 
 _encoder = msgspec.json.Encoder()

@@ -29,8 +29,8 @@ class Topic:
 GATEWAY_EVENTS = Topic(
     name="gateway.events",
     keyed_by="no key; partition = xxh3_64(account) mod partitions",
-    value="an Arrow IPC stream holding one record batch of contract events/1, or a tick/1",
-    writers=("ingest",),
+    value="an Arrow IPC stream holding one record batch of contract events/1, a tick/1, or an amendments/1",
+    writers=("ingest", "operators (tollgate amend)"),
     readers=("meter", "console", "archive"),
     retention_ms=7 * _DAY_MS,
 )

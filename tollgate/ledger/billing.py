@@ -49,6 +49,8 @@ class Item:
     """Of the Billing Meter behind the price; None when the price is not metered, so no usage can reach it."""
     period_start_ms: int
     period_end_ms: int
+    price_since_ms: int | None = None
+    """Since when it has had this price, where an event says that it had another one before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,9 @@ class InvoiceLine:
     event_name: str
     period_start_ms: int
     period_end_ms: int
+    quantity: str = "0"
+    """Decimal text as Stripe writes it. While the invoice is a draft: so far."""
+    line_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

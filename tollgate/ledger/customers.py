@@ -1,7 +1,7 @@
 """The book of customers: each transaction that services/webhooks makes.
 
-Owns `customers`, `subscriptions` and `invoices`, and the order in which a transaction touches them, the periods
-(`periods.py`), the mappings (`directory.py`) and the inbox (`inbox.py`). It refuses to know Stripe, HTTP and Kafka.
+Owns `customers`, `subscriptions` and `invoices`, and the order in which a transaction touches them, invoices' lines
+(`invoice_lines.py`), the periods (`periods.py`), the mappings (`directory.py`) and the inbox (`inbox.py`). It refuses to know Stripe, HTTP and Kafka.
 
 The guard: a caller takes a number with `take_sequence` BEFORE it asks Stripe for an object, and the object is written
 only if no higher number has been. Every change at Stripe sends an event, whose number is taken after the change, so
@@ -25,6 +25,7 @@ from tollgate.ledger.directory import (
 )
 from tollgate.ledger.engine import Engine, ledger_transaction, read_snapshot
 from tollgate.ledger.inbox import FAILED, done_events, next_sequence, record_event, record_rejections
+from tollgate.ledger.invoice_lines import store_invoice_lines
 from tollgate.ledger.periods import apply_invoice_lines, apply_items, remove_unfinished_periods
 from tollgate.ledger.tables import customers, invoices, stripe_inbox, subscriptions
 
@@ -144,7 +145,7 @@ class CustomerBook:
     def apply_invoice(
         self, invoice: Invoice, *, sequence: int, now_ms: int, receipt: Receipt | None = None
     ) -> str:
-        """Write an invoice; a finalized one closes the periods it bills."""
+        """Write an invoice with its metered lines; a finalized one closes the periods it bills."""
         with ledger_transaction(self._engine) as connection:
             lock_directory(connection)
             written = _write(
@@ -165,6 +166,7 @@ class CustomerBook:
                 },
             )
             if written:
+                store_invoice_lines(connection, invoice)
                 _raise_version_if(connection, [apply_invoice_lines(connection, invoice, sequence)])
             return _conclude(connection, receipt, written, now_ms)
 

@@ -20,7 +20,7 @@ from tollgate.metering.definition import Meter
 FUTURE_MS = 300_000
 """Events up to five minutes ahead of their record's ingest time are counted; a boundary lies beyond all of them."""
 
-_IN_PLACE = ("send", "price", "product")
+_IN_PLACE = ("send", "price", "product", "closed")
 """Parts of a meter's Stripe target that do not change which Stripe meter a unit belongs to."""
 
 

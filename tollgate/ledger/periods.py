@@ -3,12 +3,15 @@
 Owns the rows of `item_periods`, on a transaction of the caller who holds the directory's lock. It refuses to know
 customers, mappings and usage. Stripe keeps only an item's current period; the earlier ones live here alone.
 
-An item's periods never overlap: usage stamped at one moment has one place to go, or none.
+An item's periods never overlap: usage stamped at one moment has one place to go, or none. A price that changes within
+a period cuts it: Stripe bills what it knows of the old price at that moment and takes nothing more for it, so the part
+before is closed, and the part after is a period of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, and_, exists, insert, select, update
@@ -31,7 +34,7 @@ CLOSING_REASONS = frozenset({"subscription_cycle", "subscription_update", "subsc
 def apply_items(connection: Connection, subscription: Subscription, sequence: int, now_ms: int) -> bool:
     """Bring the periods in line with a subscription as fetched under `sequence`; True if anything changed.
 
-    1. each metered item's current period is opened, or its end and price brought up to date;
+    1. each metered item's current period is opened, or its end brought up to date, or cut where its price changed;
     2. an earlier period that reached into it is cut at its start (the billing anchor was moved);
     3. a period of an item that is gone ends as `removed`, unless it was over before: then its invoice decides;
     4. periods whose invoice is already finalized are closed, in whichever order the two were heard of.
@@ -44,7 +47,13 @@ def apply_items(connection: Connection, subscription: Subscription, sequence: in
         state = PeriodState.OPEN
         if gone_since_ms is not None and item.period_end_ms > gone_since_ms:
             state = PeriodState.REMOVED
-        row = rows.pop((item.item_id, item.period_start_ms), None)
+        row = _pop_current(rows, item)
+        if row is not None and _is_repriced(row, item):
+            at_ms = now_ms if item.price_since_ms is None else item.price_since_ms
+            if row["period_start_ms"] < at_ms < item.period_end_ms:
+                ended = {"period_end_ms": at_ms, "state": PeriodState.CLOSED}
+                _update_period(connection, row, ended, sequence)
+                row, item = None, replace(item, period_start_ms=at_ms)
         changed = _put_period(connection, row, item, subscription, state, sequence) or changed
     for (item_id, start_ms), row in rows.items():
         current = metered.get(item_id)
@@ -123,6 +132,22 @@ def remove_unfinished_periods(
 def _rows_of(connection: Connection, condition: Any) -> dict[tuple[str, int], Mapping[str, Any]]:
     found = connection.execute(select(item_periods).where(condition)).mappings()
     return {(row["item_id"], row["period_start_ms"]): dict(row) for row in found}
+
+
+def _pop_current(rows: dict[tuple[str, int], Mapping[str, Any]], item: Item) -> Mapping[str, Any] | None:
+    """The row of an item's current period, its last part where prices cut it; taken out of `rows` with the others."""
+    current = rows.pop((item.item_id, item.period_start_ms), None)
+    while current is not None and current["state"] == PeriodState.CLOSED:
+        following = rows.get((item.item_id, current["period_end_ms"]))
+        if following is None or following["price_id"] == current["price_id"]:
+            break
+        current = rows.pop((item.item_id, current["period_end_ms"]))
+    return current
+
+
+def _is_repriced(row: Mapping[str, Any], item: Item) -> bool:
+    """Whether an open period's price is no longer its item's."""
+    return bool(row["state"] == PeriodState.OPEN and row["price_id"] != item.price_id)
 
 
 def _ended_ms(subscription: Subscription, now_ms: int) -> int | None:

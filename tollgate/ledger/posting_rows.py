@@ -1,17 +1,16 @@
-"""What a posting is, as plain values: its states, its modes, the reasons usage is held for.
+"""What a posting is, as plain values: its states, its modes, what becomes of it.
 
-Owns the words and rows that the planning rules and the ledger's transactions exchange. It refuses to know SQL and
-every rule.
+Owns the words and rows that sending, its outcomes and the ledger's transactions exchange. It refuses to know SQL
+and every rule.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
-
-from tollgate.metering.meter import MetricKind
+from typing import Any
 
 
 class PostingState(StrEnum):
@@ -37,6 +36,8 @@ class PostingState(StrEnum):
     """Stripe has not got it and never will; a later link of the chain takes its quantity back."""
     REVERSAL = "reversal"
     """A link that takes void ones back. It is bookkeeping of the chain and never a call."""
+    SUPERSEDED = "superseded"
+    """Never sent: a later link of its chain carries the total that replaces it."""
 
 
 UNSETTLED = (
@@ -48,13 +49,18 @@ UNSETTLED = (
 )
 """A chain whose last link is one of these gets no new link."""
 
+SENDABLE = (PostingState.JOURNALLED, PostingState.SENDING, PostingState.UNKNOWN)
+"""States a call may be made from. A posting found in `sending` was left there by a process that died."""
+
+UNSENT = (PostingState.PLANNED, PostingState.JOURNALLED)
+"""States of a posting that no operator stopped and no call is known of."""
+
 AT_STRIPE = (PostingState.DELIVERED, PostingState.SETTLED)
 """What counts as delivered."""
 
-
-IN_CHAIN = (*AT_STRIPE, PostingState.VOID, PostingState.REVERSAL)
-"""Links that are over, for checks of a chain: void ones and their reversals cancel out, so that the sum of all these
-links is what Stripe has."""
+IN_CHAIN = (*AT_STRIPE, PostingState.VOID, PostingState.REVERSAL, PostingState.SUPERSEDED)
+"""Links that are over, for checks of a chain: void ones and their reversals cancel out, and what a superseded one was
+to bring came with a later one, so that the sum of all these links is what Stripe has."""
 
 
 class PostingMode(StrEnum):
@@ -62,136 +68,31 @@ class PostingMode(StrEnum):
 
     DELTA = "delta"
     """Adds `to - from` to a summing Billing Meter."""
+    WINDOW_TOTAL = "window_total"
+    """Replaces with `to` what a Billing Meter with an event time window held for the customer's hour."""
+    USAGE_RECORD = "usage_record"
+    """Replaces with `to` what a subscription item held under the window's second."""
+    INVOICE_ITEM = "invoice_item"
+    """Charges `to - from` by an invoice item: usage of a period that takes no more."""
     DRY_RUN = "dry_run"
-    """As delta, but closed without a call."""
+    """As the one it rehearses, but closed without a call."""
     REVERSAL = "reversal"
     """Takes void links back inside the chain, without a call."""
 
 
-class HoldReason(StrEnum):
-    """Why usage is not posted."""
+SENT_MODES = (
+    PostingMode.DELTA,
+    PostingMode.WINDOW_TOTAL,
+    PostingMode.USAGE_RECORD,
+    PostingMode.INVOICE_ITEM,
+)
+"""Modes that are calls to Stripe."""
 
-    NO_MAPPING = "no_mapping"
-    """No customer is known for the account at the window's start."""
-    NO_ITEM = "no_item"
-    """The customer has no subscription item for the meter around that time."""
-    CLOSED = "closed"
-    """The invoice of the item period it belongs to is final."""
-    AMBIGUOUS = "ambiguous"
-    """Two customers, or two open items of one customer, could be meant."""
-    NEGATIVE = "negative"
-    """The count went down, which only a fault or a correction upstream can do."""
-    TOO_OLD = "too_old"
-    """Older than Stripe takes."""
-    DRY_RUN = "dry_run"
-    """The meter went live after a dry run: an operator decides what becomes of the dry part."""
-    IN_FLIGHT = "in_flight"
-    """Not a problem: an earlier posting of the same chain is not settled yet; planned right after it is."""
+METERLESS_MODES = (PostingMode.USAGE_RECORD, PostingMode.INVOICE_ITEM)
+"""Modes that need no Billing Meter: usage records go to subscription items, invoice items to invoices."""
 
-
-@dataclass(frozen=True, slots=True, order=True)
-class Slot:
-    """What one account used in one window of one meter: the unit that is attributed to a customer or held."""
-
-    meter_id: int
-    window_start_ms: int
-    account: str
-
-
-@dataclass(frozen=True, slots=True)
-class UsageRow:
-    """One usage row of a slot: one per source partition and set of dimensions."""
-
-    partition: int
-    quantity: Decimal
-    latest_event_ms: int
-    order_ms: int
-    order_offset: int
-    events: int = 1
-    """Events that gave it a value; with none, its quantity is nobody's maximum, minimum or latest."""
-
-
-@dataclass(frozen=True, slots=True)
-class MeterTerms:
-    """What planning needs of a meter. `window_size_ms` in milliseconds."""
-
-    meter_id: int
-    name: str
-    kind: MetricKind
-    window_size_ms: int
-    event_name: str
-    send: str
-    """off, dry_run or live."""
-
-
-@dataclass(frozen=True, slots=True)
-class MappingRow:
-    """Who pays for an account at event times in [from_ms, to_ms)."""
-
-    customer_id: str
-    from_ms: int
-    to_ms: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class PeriodRow:
-    """One billing period of a subscription item, [start_ms, end_ms), and its state: open, closed or removed."""
-
-    start_ms: int
-    end_ms: int
-    state: str
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Where a window's quantity goes: its chain's scope (epoch ms) and the time it is stamped with (epoch ms)."""
-
-    scope_start_ms: int
-    stamp_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class VoidLink:
-    """A void link of a chain that no reversal has taken back yet."""
-
-    seq: int
-    quantity: Decimal
-
-
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """A posting chain as it stands: what a decision on its next link needs."""
-
-    last_seq: int = 0
-    last_to: Decimal = Decimal(0)
-    unsettled: bool = False
-    voids: tuple[VoidLink, ...] = ()
-    dry_run_quantity: Decimal = Decimal(0)
-    """Sum of its links that were only rehearsed."""
-    has_dry_run: bool = False
-    rejected_code: str | None = None
-    """Set when the last link is the reversal of one that Stripe refused after its 2xx: the refusal's code."""
-
-
-@dataclass(frozen=True, slots=True)
-class NextLink:
-    """The next link of a chain. `park_reason` set: written down, but an operator must let it go."""
-
-    quantity_to: Decimal
-    mode: PostingMode
-    stamp_ms: int
-    park_reason: str | None = None
-    reverses: tuple[int, ...] = ()
-    more: bool = False
-    """Some of the quantity is left for the link after this one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """Not posted, and why. `quantity` is what is missing at Stripe."""
-
-    reason: HoldReason
-    quantity: Decimal
+REPLACING_MODES = (PostingMode.WINDOW_TOTAL, PostingMode.USAGE_RECORD)
+"""Modes whose postings carry a total that replaces the one before: a newer one makes an unsent older one needless."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +122,8 @@ class Posting:
     planned_ms: int
     planned_from: Mapping[int, int]
     lease_version: int
+    for_period_ms: int | None = None
+    """Start of the finalized period it makes up for; None when its own period bills it."""
 
     @property
     def quantity(self) -> Decimal:
@@ -231,6 +134,36 @@ class Posting:
     def ref(self) -> tuple[str, int]:
         """Its primary key."""
         return self.posting_key, self.seq
+
+
+def posting_from_row(row: Any) -> Posting:
+    """A row of `postings` as a value."""
+    return Posting(
+        posting_key=row.posting_key,
+        seq=row.seq,
+        customer_id=row.customer_id,
+        meter_id=row.meter_id,
+        window_start_ms=row.window_start_ms,
+        quantity_from=row.quantity_from,
+        quantity_to=row.quantity_to,
+        mode=PostingMode(row.mode),
+        identifier=row.identifier,
+        idempotency_key=row.idempotency_key,
+        timestamp_s=row.timestamp_s,
+        body=row.body,
+        state=PostingState(row.state),
+        attempts=row.attempts,
+        first_sent_ms=row.first_sent_ms,
+        last_sent_ms=row.last_sent_ms,
+        retry_ms=row.retry_ms,
+        settled_ms=row.settled_ms,
+        request_id=row.request_id,
+        error=row.error,
+        planned_ms=row.planned_ms,
+        planned_from={int(p): offset for p, offset in row.planned_from.items()},
+        lease_version=row.lease_version,
+        for_period_ms=row.for_period_ms,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +204,8 @@ class SettlementView:
     """Postings of that hour that Stripe may or may not have."""
     newest_ms: int = 0
     """When the last of them all was sent (epoch ms): a summary may lag behind it."""
+    delivered_by_chain: Mapping[str, Decimal] = field(default_factory=dict)
+    """Of totals that replace: each chain's last one that Stripe said it took, by posting key."""
 
 
 @dataclass(frozen=True, slots=True)

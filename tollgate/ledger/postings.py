@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from sqlalchemy import ColumnElement, Engine, Text, and_, case, cast, func, select, update
+from sqlalchemy import ColumnElement, Engine, Text, and_, case, cast, func, not_, select, update
 
+from tollgate.ledger.anomalies import PARKED_AS_ANOMALY
+from tollgate.ledger.candidates import request_scan
 from tollgate.ledger.controls import (
     HALTED,
     PAUSED,
@@ -22,17 +24,16 @@ from tollgate.ledger.controls import (
     set_paused,
 )
 from tollgate.ledger.engine import ledger_transaction, read_snapshot
-from tollgate.ledger.planning import request_scan
+from tollgate.ledger.holding import reopen_chains
+from tollgate.ledger.plan_rows import HoldReason, Slot
 from tollgate.ledger.posting_rows import (
     AT_STRIPE,
     UNSETTLED,
-    HoldReason,
     Posting,
     PostingMode,
     PostingState,
-    Slot,
+    posting_from_row,
 )
-from tollgate.ledger.sending import posting_from_row, reopen_chains
 from tollgate.ledger.tables import holds, meters, postings
 
 __all__ = [
@@ -128,19 +129,30 @@ def park_posting(engine: Engine, posting_key: str, seq: int, reason: str) -> boo
 def resume_posting(engine: Engine, posting_key: str, seq: int) -> bool:
     """Let a parked posting go on, under a new idempotency key and its old identifier. False when it is not parked.
 
+    An anomaly is not: it is released (`release_anomaly`), which is audited.
     One that may already be at Stripe goes on as `unknown`: past Stripe's horizon it is settled, never resent blindly.
     """
     with ledger_transaction(engine) as connection:
         resumed = connection.execute(
             update(postings)
-            .where(_one(posting_key, seq, (PostingState.PARKED,)))
+            .where(_one(posting_key, seq, (PostingState.PARKED,)), not_(PARKED_AS_ANOMALY))
             .values(
                 state=case(
                     (postings.c.first_sent_ms.is_(None), str(PostingState.PLANNED)),
                     else_=str(PostingState.UNKNOWN),
                 ),
-                # Stripe replays a stored 400 to the same key for a day: asking again needs a new one.
-                idempotency_key=postings.c.identifier + ":r" + cast(postings.c.attempts, Text),
+                # Stripe replays a stored 400 to the same key for a day: asking again needs a new one. But nothing
+                # else than its key keeps an invoice item that may be there already from being made again.
+                idempotency_key=case(
+                    (
+                        and_(
+                            postings.c.mode == str(PostingMode.INVOICE_ITEM),
+                            postings.c.first_sent_ms.is_not(None),
+                        ),
+                        postings.c.idempotency_key,
+                    ),
+                    else_=postings.c.identifier + ":r" + cast(postings.c.attempts, Text),
+                ),
                 retry_ms=None,
                 error=None,
             )

@@ -93,6 +93,21 @@ sources = Table(
     Column("revoked_ms", BigInteger, nullable=True),
 )
 
+audit = Table(
+    "audit",
+    metadata,
+    Column("audit_id", Text, primary_key=True, comment="random"),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("who", Text, nullable=False),
+    Column("action", Text, nullable=False, comment="amend, release_posting"),
+    Column("subject", Text, nullable=False, comment="what was acted on: a posting key, a meter and account"),
+    Column("reason", Text, nullable=False),
+    Column("details", Document, nullable=False),
+    Index("ix_audit_at", "at_ms"),
+    Index("ix_audit_subject", "subject", "action"),
+    comment="What operators have changed by hand: who, when, what and why. Rows are only ever added.",
+)
+
 # ------------------------------------------------------------------------------------------------- meter
 
 progress = Table(
@@ -264,6 +279,7 @@ item_periods = Table(
     Column("state", Text, nullable=False, comment="open, closed (its invoice is finalized), removed"),
     Column("sequence", BigInteger, nullable=False),
     Index("ix_item_periods_customer", "customer_id", "event_name"),
+    Index("ix_item_periods_end", "state", "period_end_ms"),
 )
 
 invoices = Table(
@@ -281,6 +297,26 @@ invoices = Table(
     Column("finalized_ms", BigInteger, nullable=True),
     Column("sequence", BigInteger, nullable=False),
     Index("ix_invoices_customer", "customer_id"),
+    Index("ix_invoices_status", "status", "finalizes_ms"),
+)
+
+invoice_lines = Table(
+    "invoice_lines",
+    metadata,
+    Column("invoice_id", Text, primary_key=True),
+    Column("position", Integer, primary_key=True, autoincrement=False),
+    Column("line_id", Text, nullable=False),
+    Column("customer_id", Text, nullable=False),
+    Column("item_id", Text, nullable=False),
+    Column("price_id", Text, nullable=False),
+    Column("event_name", Text, nullable=False, comment="of the Billing Meter behind the price"),
+    Column("period_start_ms", BigInteger, nullable=False),
+    Column("period_end_ms", BigInteger, nullable=False),
+    Column(
+        "quantity", Text, nullable=False, comment="decimal text as Stripe wrote it; of a draft, so far only"
+    ),
+    Index("ix_invoice_lines_customer", "customer_id", "event_name", "period_start_ms"),
+    comment="What an invoice bills of metered usage, as last fetched: what reconciliation compares postings with.",
 )
 
 rejections = Table(
@@ -293,6 +329,17 @@ rejections = Table(
     Column("reported_ms", BigInteger, nullable=False),
     Column("sequence", BigInteger, nullable=False, comment="stripe_sync reads these in order"),
     comment="Asynchronous refusals from meter error reports; stripe_sync reopens their postings.",
+)
+
+imports = Table(
+    "imports",
+    metadata,
+    Column("name", Text, primary_key=True, comment="what is imported: customers"),
+    Column("bookmark", Text, nullable=False, comment="where an interrupted import goes on"),
+    Column("customers", BigInteger, nullable=False, comment="written so far"),
+    Column("subscriptions", BigInteger, nullable=False, comment="written so far"),
+    Column("updated_ms", BigInteger, nullable=False),
+    comment="Imports that have begun and not ended.",
 )
 
 # --------------------------------------------------------------------------------------------- directory
@@ -369,7 +416,8 @@ holds = Table(
         "reason",
         Text,
         nullable=False,
-        comment="no_mapping, no_item, closed, ambiguous, negative, too_old, in_flight, dry_run",
+        comment="no_mapping, no_item, closed, no_price, ambiguous, negative, period_over, inexact, too_old, in_flight, "
+        "dry_run",
     ),
     Column("quantity", Quantity, nullable=False, comment="what is not posted"),
     Column("since_ms", BigInteger, nullable=False),
@@ -386,7 +434,12 @@ postings = Table(
     Column("window_start_ms", BigInteger, nullable=False),
     Column("quantity_from", Quantity, nullable=False),
     Column("quantity_to", Quantity, nullable=False),
-    Column("mode", Text, nullable=False, comment="delta, window_total, usage_record"),
+    Column(
+        "mode",
+        Text,
+        nullable=False,
+        comment="delta, window_total, usage_record, invoice_item, dry_run, reversal",
+    ),
     Column("identifier", Text, nullable=False, unique=True),
     Column("idempotency_key", Text, nullable=False),
     Column("timestamp_s", BigInteger, nullable=False),
@@ -395,7 +448,8 @@ postings = Table(
         "state",
         Text,
         nullable=False,
-        comment="planned, journalled, sending, delivered, dry_run, unknown, parked, settled, void, reversal",
+        comment="planned, journalled, sending, delivered, dry_run, unknown, parked, settled, void, reversal, "
+        "superseded",
     ),
     Column("attempts", Integer, nullable=False),
     Column("first_sent_ms", BigInteger, nullable=True),
@@ -407,13 +461,77 @@ postings = Table(
     Column("planned_ms", BigInteger, nullable=False),
     Column("planned_from", Document, nullable=False, comment="progress per partition the plan was read at"),
     Column("lease_version", BigInteger, nullable=False),
+    Column(
+        "for_period_ms",
+        BigInteger,
+        nullable=True,
+        comment="start of the finalized period it makes up for; NULL when its own period bills it",
+    ),
     Index("ix_postings_state", "state", "retry_ms"),
     Index("ix_postings_customer", "customer_id", "meter_id", "window_start_ms"),
     comment="The posting chain: seq 1..n per key, from = previous to.",
 )
 
+finalization_delays = Table(
+    "finalization_delays",
+    metadata,
+    Column("invoice_id", Text, primary_key=True),
+    Column("customer_id", Text, nullable=False),
+    Column("planned_ms", BigInteger, nullable=False, comment="when Stripe meant to finalize it"),
+    Column("until_ms", BigInteger, nullable=False, comment="when it becomes final as we last set it"),
+    Column("reason", Text, nullable=False, comment="counting, planning, posting, parked"),
+    Column("delays", Integer, nullable=False, comment="how often it was put off"),
+    Column("since_ms", BigInteger, nullable=False),
+    Column("state", Text, nullable=False, comment="delayed, released, given_up, refused"),
+    Column("retry_ms", BigInteger, nullable=True, comment="not before this, after Stripe would not have it"),
+    Column("error", Text, nullable=True),
+    comment="Draft invoices whose finalization was put off because usage of their period was still on its way.",
+)
+
+reconciliations = Table(
+    "reconciliations",
+    metadata,
+    Column("customer_id", Text, primary_key=True),
+    Column("event_name", Text, primary_key=True, comment="of the Billing Meter"),
+    Column("period_start_ms", BigInteger, primary_key=True, autoincrement=False),
+    Column("period_end_ms", BigInteger, nullable=False),
+    Column("counted", Quantity, nullable=False, comment="usage in the ledger"),
+    Column("delivered", Quantity, nullable=False, comment="what of it Stripe has taken"),
+    Column("stripe", Text, nullable=True, comment="Stripe's summary, a double as text; NULL when not asked"),
+    Column("invoiced", Text, nullable=True, comment="on the final invoice, decimal text; NULL before"),
+    Column("invoice_id", Text, nullable=True),
+    Column("invoice_status", Text, nullable=True, comment="as it was at this check"),
+    Column("verdict", Text, nullable=False, comment="agrees, settling, explained, unchecked, drift"),
+    Column("drift", Text, nullable=False, comment="units nothing explains, decimal text"),
+    Column("findings", Document, nullable=False, comment="each difference with its cause, hour and postings"),
+    Column("checked_ms", BigInteger, nullable=False),
+    Column("asked_ms", BigInteger, nullable=True, comment="when Stripe was last asked"),
+    Column("due_ms", BigInteger, nullable=True, comment="next check; NULL when there is none to come"),
+    Index("ix_reconciliations_due", "due_ms"),
+    Index("ix_reconciliations_verdict", "verdict"),
+    comment="The last comparison of ledger, postings, Stripe's summaries and invoice, per customer, meter and period.",
+)
+
+prices = Table(
+    "prices",
+    metadata,
+    Column("price_id", Text, primary_key=True),
+    Column("terms", Document, nullable=True, comment="NULL when nothing here can express it"),
+    Column("problem", Text, nullable=False, comment="why not, else ''"),
+    Column("fetched_ms", BigInteger, nullable=False),
+    comment="Stripe's prices that invoice items were worked out from. Their amounts never change.",
+)
+
+stripe_reads = Table(
+    "stripe_reads",
+    metadata,
+    Column("day", Integer, primary_key=True, autoincrement=False, comment="epoch days UTC"),
+    Column("reads", Integer, nullable=False),
+    comment="Reads of Stripe's summaries that reconciliation has spent, against its budget.",
+)
+
 OWNERS: Mapping[str, tuple[Table, ...]] = {
-    "catalogue": (pins, catalogue_state, meter_sets, meters, sources),
+    "catalogue": (pins, catalogue_state, meter_sets, meters, sources, audit),
     "meter": (
         progress,
         progress_instances,
@@ -430,10 +548,23 @@ OWNERS: Mapping[str, tuple[Table, ...]] = {
         subscriptions,
         item_periods,
         invoices,
+        invoice_lines,
         rejections,
+        imports,
         directory_state,
         mappings,
     ),
-    "stripe_sync": (leases, controls, plan_cursors, attributions, holds, postings),
+    "stripe_sync": (
+        leases,
+        controls,
+        plan_cursors,
+        attributions,
+        holds,
+        postings,
+        finalization_delays,
+        reconciliations,
+        prices,
+        stripe_reads,
+    ),
 }
 """Each table's one writer. In PostgreSQL each owner is a role that may write these tables only."""

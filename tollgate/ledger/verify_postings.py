@@ -5,15 +5,16 @@ Owns which rows a chain answers for. It refuses to know the equations (`tollgate
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, and_, func, select
+from sqlalchemy import Connection, Row, Select, and_, case, func, select
 
-from tollgate.ledger.posting_rows import AT_STRIPE, PostingState
+from tollgate.ledger.posting_rows import AT_STRIPE, REPLACING_MODES, PostingMode, PostingState
 from tollgate.ledger.tables import (
     attributions,
     controls,
@@ -42,6 +43,7 @@ _EFFECTS: Mapping[PostingState, LinkEffect] = {
     PostingState.DRY_RUN: LinkEffect.REHEARSED,
     PostingState.VOID: LinkEffect.VOID,
     PostingState.REVERSAL: LinkEffect.REVERSAL,
+    PostingState.SUPERSEDED: LinkEffect.SUPERSEDED,
 }
 
 
@@ -99,10 +101,8 @@ def verify_postings(connection: Connection, meters: Mapping[int, PostedMeter]) -
         chain = posted.setdefault(key, _Posted())
         for link in links:
             chain.reached = link.quantity_to
-            if link.effect is LinkEffect.VOID:
+            if link.effect is LinkEffect.VOID or link.effect is LinkEffect.REVERSAL:
                 chain.void = EXACT.add(chain.void, link.quantity)
-            elif link.effect is LinkEffect.REVERSAL:
-                chain.void = Decimal(0)
     found += check_unposted(_unposted(connection, meters, posted))
     return found
 
@@ -116,6 +116,8 @@ def _chains(connection: Connection) -> Iterator[tuple[str, list[ChainLink]]]:
             postings.c.quantity_from,
             postings.c.quantity_to,
             postings.c.state,
+            postings.c.mode,
+            case((postings.c.mode == PostingMode.REVERSAL, postings.c.body)).label("reversal"),
         )
         .order_by(postings.c.posting_key, postings.c.seq)
         .execution_options(yield_per=_ROWS_A_FETCH)
@@ -124,7 +126,15 @@ def _chains(connection: Connection) -> Iterator[tuple[str, list[ChainLink]]]:
         yield (
             key,
             [
-                ChainLink(key, row.seq, row.quantity_from, row.quantity_to, _EFFECTS[PostingState(row.state)])
+                ChainLink(
+                    key,
+                    row.seq,
+                    row.quantity_from,
+                    row.quantity_to,
+                    _EFFECTS[PostingState(row.state)],
+                    row.mode in REPLACING_MODES,
+                    None if row.reversal is None else tuple(json.loads(row.reversal)["reverses"]),
+                )
                 for row in members
             ],
         )

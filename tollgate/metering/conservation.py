@@ -91,6 +91,8 @@ class LinkEffect(StrEnum):
     """Stripe has not got it and never will."""
     REVERSAL = "reversal"
     """Takes void links back inside the chain; never sent."""
+    SUPERSEDED = "superseded"
+    """Never sent: the next delivered link carries a total that includes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,10 @@ class ChainLink:
     quantity_from: Decimal
     quantity_to: Decimal
     effect: LinkEffect
+    replaces: bool = False
+    """What it tells Stripe is the total `to`, not the difference: a newer one may wait behind it."""
+    reverses: tuple[int, ...] | None = None
+    """Of a reversal: the links it takes back, by sequence number; None for all void ones before it."""
 
     @property
     def quantity(self) -> Decimal:
@@ -200,39 +206,66 @@ def check_totals(
 def check_chain(postings: Sequence[ChainLink], at_stripe: Decimal | None = None) -> list[Violation]:
     """Law 3 for one posting key, its links in any order.
 
-    `at_stripe` is what Stripe says it holds for the key, when asked: with an open link, with or without it.
+    Where links replace, a delivered one brings what the superseded links before it were to bring: delivered and
+    superseded together sum to the last delivered `to`, and a chain does not end with a superseded link.
+    `at_stripe` is what Stripe says it holds for the key, when asked: with open links, with or without them.
     Raises ValueError for links of two chains.
     """
     links = sorted(postings, key=lambda link: link.seq)
     if len({link.posting_key for link in links}) > 1:
         raise ValueError("links of more than one chain")
     found: list[str] = []
-    reached = delivered = void = Decimal(0)
+    reached = delivered = void = waiting = Decimal(0)
     open_link: ChainLink | None = None
+    maybe: set[Decimal] = set()
+    reversed_seqs: set[int] = set()
     for place, link in enumerate(links, start=1):
         if link.seq != place:
             found.append(f"seq {link.seq} stands where {place} should")
             break
         if link.quantity_from != reached:
             found.append(f"seq {link.seq} goes from {link.quantity_from}, the one before went to {reached}")
-        if open_link is not None:
+        if open_link is not None and not (link.replaces and open_link.replaces):
             found.append(f"seq {link.seq} follows seq {open_link.seq}, which is not settled")
         reached = link.quantity_to
+        if link.effect in (LinkEffect.DELIVERED, LinkEffect.SUPERSEDED, LinkEffect.OPEN):
+            waiting = _EXACT.add(waiting, link.quantity)
+        if link.effect is LinkEffect.SUPERSEDED and not link.replaces:
+            found.append(f"seq {link.seq} is superseded, and what it adds no later link carries")
         if link.effect is LinkEffect.DELIVERED:
-            delivered = _EXACT.add(delivered, link.quantity)
+            delivered, waiting = _EXACT.add(delivered, waiting), Decimal(0)
         elif link.effect is LinkEffect.VOID:
             void = _EXACT.add(void, link.quantity)
         elif link.effect is LinkEffect.REVERSAL:
+            if link.reverses is not None:
+                # Stripe's refusals come late: one of an older link may follow the reversal of a newer one.
+                named = [other for other in links if other.seq in link.reverses and other.seq < link.seq]
+                void = _void_of(named)
+                found += [
+                    f"seq {link.seq} takes seq {seq} back once more"
+                    for seq in reversed_seqs & {*link.reverses}
+                ]
+                reversed_seqs |= {*link.reverses}
             if link.quantity != -void:
                 found.append(f"seq {link.seq} takes back {-link.quantity}, void before it is {void}")
             void = Decimal(0)
         elif link.effect is LinkEffect.OPEN:
             open_link = link
-    maybe = _EXACT.add(delivered, open_link.quantity) if open_link else delivered
-    if at_stripe is not None and at_stripe not in (delivered, maybe):
+            maybe.add(_EXACT.add(delivered, waiting))
+    if links and links[-1].effect is LinkEffect.SUPERSEDED:
+        found.append(f"seq {links[-1].seq} is superseded, and nothing follows it")
+    if at_stripe is not None and at_stripe not in (delivered, *maybe):
         found.append(f"delivered sums to {delivered}, Stripe holds {at_stripe}")
     subject = f"posting {links[0].posting_key}" if links else ""
     return [Violation(Law.CHAIN, subject, detail) for detail in found]
+
+
+def _void_of(links: Iterable[ChainLink]) -> Decimal:
+    total = Decimal(0)
+    for link in links:
+        if link.effect is LinkEffect.VOID:
+            total = _EXACT.add(total, link.quantity)
+    return total
 
 
 def check_unposted(unposted: Iterable[Unposted]) -> list[Violation]:

@@ -1,4 +1,4 @@
-"""The records of the log, as the fold takes them: events, ticks, and what nobody can name.
+"""The records of the log, as the fold takes them: events, ticks, amendments, and what nobody can name.
 
 Owns their fields. It refuses to know Kafka's headers (`tollgate.contracts`) and how a value is decoded (`decode`).
 """
@@ -6,6 +6,7 @@ Owns their fields. It refuses to know Kafka's headers (`tollgate.contracts`) and
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,4 +45,21 @@ class UnknownRecord:
     detail: str
 
 
-Record = EventsRecord | TickRecord | UnknownRecord
+@dataclass(frozen=True, slots=True)
+class AmendmentRecord:
+    """One correction of contract `amendments/1`: `quantity`, signed, for an account in a window of a meter version."""
+
+    partition: int
+    offset: int
+    id_hash: int
+    meter_id: int
+    account: str
+    window_start_ms: int
+    time_ms: int
+    quantity: Decimal
+    dimensions: str
+    written_ms: int
+    value: bytes
+
+
+Record = EventsRecord | TickRecord | AmendmentRecord | UnknownRecord

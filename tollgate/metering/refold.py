@@ -69,7 +69,8 @@ def recount(
 
     A row has its event's columns, and `partition`, `offset`, `ingest_ms`, `accept_late` of its record; a property its
     record does not carry is a missing key. A record nobody can decode is one row with `partition`, `offset` and
-    `undecodable`: the rows its headers promise.
+    `undecodable`: the rows its headers promise. An amendment is one row with its id as `amendment`, and the
+    `meter_id`, `account`, `dimensions`, `window_start_ms`, `time_ms` and `quantity` it is for.
 
     `meters`: the set in force, or a function from (partition, offset) to the one that offset was folded with.
     Raises ValueError for an expression a checked meter cannot hold.
@@ -98,6 +99,9 @@ class Recounter:
             meter_set = meters if isinstance(meters, MeterSet) else meters(partition, offset)
             if meter_set.version not in self._compiled:
                 self._compiled[meter_set.version] = [_Meter(version) for version in meter_set.meters]
+            if "amendment" in row:
+                self._ledger.amend(partition, row, self._compiled[meter_set.version])
+                continue
             self._ledger.judge(partition, offset, row, self._compiled[meter_set.version])
 
     def result(self) -> Recount:
@@ -143,6 +147,33 @@ class _Ledger:
             seen.add(row["id_hash"])
             touched = [meter for meter in meters if self._count(meter, partition, offset, time_ms, row)]
             self._end(partition, "counted" if touched else "unmatched")
+
+    def amend(self, partition: int, row: Row, meters: list[_Meter]) -> None:
+        """A signed quantity for one window, counted once, by a meter that adds up and counts that window."""
+        time_ms, window = _integer(row["time_ms"]), _integer(row["window_start_ms"])
+        quantity, identity = row["quantity"], ("amendment", row["amendment"])
+        assert isinstance(quantity, Decimal)
+        meter = next((m for m in meters if m.meter_id == row["meter_id"]), None)
+        fits = (
+            meter is not None
+            and meter.kind in (MetricKind.COUNT, MetricKind.SUM)
+            and (time_ms // meter.size_ms) * meter.size_ms == window
+            and meter.from_ms <= time_ms
+            and (meter.to_ms is None or time_ms < meter.to_ms)
+        )
+        seen = self._seen.setdefault(partition, set())
+        if meter is None or not fits:
+            self._end(partition, "dead")
+        elif identity in seen:
+            self._end(partition, "duplicate")
+        else:
+            seen.add(identity)
+            key = (partition, meter.meter_id, window, str(row["account"]), str(row["dimensions"]))
+            held = self.usage.setdefault(key, RecountedUsage())
+            held.quantity = EXACT.add(held.quantity, quantity)
+            held.events += 1
+            held.latest_event_ms = max(held.latest_event_ms, time_ms)
+            self._end(partition, "counted")
 
     def _end(self, partition: int, outcome: str, rows: int = 1) -> None:
         counts = self.ends.setdefault(partition, {})

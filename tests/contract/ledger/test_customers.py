@@ -242,6 +242,103 @@ def test_a_lengthened_period_is_brought_up_to_date(book: CustomerBook, ledger: E
     assert periods(ledger) == {("si_1", 0): (72, "open", "calls")}
 
 
+def pieces(engine: Engine) -> list[tuple[int, int, str, str]]:
+    """Start and end in hours, price and state, in order."""
+    with read_snapshot(engine) as connection:
+        rows = connection.execute(select(item_periods).order_by(item_periods.c.period_start_ms)).all()
+    return [
+        (
+            (row.period_start_ms - START_MS) // HOUR_MS,
+            (row.period_end_ms - START_MS) // HOUR_MS,
+            row.price_id,
+            row.state,
+        )
+        for row in rows
+    ]
+
+
+def priced(price: str, since_hours: int | None = None, period: int = 0) -> Subscription:
+    """The subscription with another price, since when an event has said."""
+    since_ms = None if since_hours is None else START_MS + since_hours * HOUR_MS
+    return subscription(replace(item(period), price_id=price, price_since_ms=since_ms))
+
+
+def test_a_price_change_cuts_the_period_where_the_event_says(book: CustomerBook, ledger: Engine) -> None:
+    """The part before is closed: Stripe has billed it. Fetching the same again changes nothing."""
+    apply(book, priced("price_1"))
+    version = directory_version(ledger)
+    apply(book, priced("price_2", 6), now_ms=START_MS + 9 * HOUR_MS)
+    cut = [(0, 6, "price_1", "closed"), (6, 24, "price_2", "open")]
+    assert pieces(ledger) == cut
+    assert directory_version(ledger) == version + 1
+    apply(book, priced("price_2"), now_ms=START_MS + 10 * HOUR_MS)
+    apply(book, priced("price_2", 6), now_ms=START_MS + 10 * HOUR_MS)
+    assert pieces(ledger) == cut
+    assert directory_version(ledger) == version + 1
+
+
+def test_a_price_change_nothing_dates_is_dated_when_it_is_seen(book: CustomerBook, ledger: Engine) -> None:
+    """Never too early: what is stamped before the change and sent after it is on no invoice."""
+    apply(book, priced("price_1"))
+    apply(book, priced("price_2"), now_ms=START_MS + 9 * HOUR_MS)
+    assert pieces(ledger) == [(0, 9, "price_1", "closed"), (9, 24, "price_2", "open")]
+
+
+def test_prices_may_change_again_and_back(book: CustomerBook, ledger: Engine) -> None:
+    """Each change cuts the last part; the next period is whole."""
+    apply(book, priced("price_1"))
+    apply(book, priced("price_2", 6))
+    apply(book, priced("price_1", 12))
+    apply(book, subscription(item(1)))
+    assert pieces(ledger) == [
+        (0, 6, "price_1", "closed"),
+        (6, 12, "price_2", "closed"),
+        (12, 24, "price_1", "open"),
+        (24, 48, "price_1", "open"),
+    ]
+
+
+def test_an_invoice_closes_the_part_of_a_period_it_bills(book: CustomerBook, ledger: Engine) -> None:
+    """The line begins where the price changed; the part before stays closed."""
+    apply(book, priced("price_1"))
+    apply(book, priced("price_2", 6))
+    part = replace(line(0), price_id="price_2", period_start_ms=START_MS + 6 * HOUR_MS)
+    apply(book, invoice(0, "draft", lines=[part]))
+    assert pieces(ledger)[1] == (6, 24, "price_2", "open")
+    apply(book, invoice(0, "paid", lines=[part]))
+    assert pieces(ledger) == [(0, 6, "price_1", "closed"), (6, 24, "price_2", "closed")]
+
+
+def test_a_subscription_that_ends_after_a_price_change_loses_the_last_part(
+    book: CustomerBook, ledger: Engine
+) -> None:
+    """The part before had been billed."""
+    apply(book, priced("price_1"))
+    apply(book, priced("price_2", 6))
+    ended = replace(priced("price_2"), status="canceled", ended_ms=START_MS + 8 * HOUR_MS)
+    apply(book, ended)
+    assert pieces(ledger) == [(0, 6, "price_1", "closed"), (6, 24, "price_2", "removed")]
+
+
+def test_a_closed_period_and_the_next_are_no_parts_of_one(book: CustomerBook, ledger: Engine) -> None:
+    """Stripe moves the item back over both: the second period is gone, since no price cut it off the first."""
+    apply(book, priced("price_1"))
+    apply(book, invoice(0, "paid", lines=[line(0)]))
+    apply(book, priced("price_1", period=1))
+    apply(book, subscription(replace(item(0), period_end_ms=START_MS + 36 * HOUR_MS)))
+    assert pieces(ledger) == [(0, 36, "price_1", "closed"), (24, 48, "price_1", "removed")]
+
+
+@pytest.mark.parametrize("since_hours", [-3, 0, 24, 30])
+def test_a_change_outside_the_period_cuts_nothing(
+    book: CustomerBook, ledger: Engine, since_hours: int
+) -> None:
+    """A change at its very start, or an event heard of when the period is over, is a new price for all of it."""
+    apply(book, priced("price_1"))
+    apply(book, priced("price_2", since_hours))
+    assert pieces(ledger) == [(0, 24, "price_2", "open")]
+
+
 def test_a_removed_item_leaves_what_was_over_before(book: CustomerBook, ledger: Engine) -> None:
     """The current period is removed; the one before waits for its invoice."""
     apply(book, subscription(item(0), item(0, item_id="si_2")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -17,6 +18,7 @@ from tollgate.ledger.posting_rows import PostingMode, PostingState
 from tollgate.ledger.postings import post_dry_run, request_sync_now, set_paused, settle_posting
 from tollgate.ledger.sending import apply_rejections
 from tollgate.ledger.tables import attributions, holds, plan_cursors, postings
+from tollgate.metering.closed import ClosedPolicy
 
 A, B = "user:a", "user:b"
 
@@ -153,7 +155,8 @@ def test_two_customers_or_two_items_are_ambiguous(billed: World) -> None:
 
 
 def test_a_closed_period_holds(billed: World) -> None:
-    """Usage of a period whose invoice is final is held as closed."""
+    """Usage of a period whose invoice is final is held as closed, where that is the policy."""
+    billed.rules = replace(billed.rules, closed=ClosedPolicy.HOLD)
     meter = billed.meter("tokens")
     billed.period("cus_1", "tokens", T0 - HOUR_MS, T0 + HOUR_MS, "closed")
     billed.period("cus_1", "tokens", T0 + HOUR_MS, T0 + 9 * HOUR_MS, "open")

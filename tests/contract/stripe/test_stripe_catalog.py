@@ -1,10 +1,14 @@
 """Keys, errors, products, prices, customers, meters and paging."""
 
+from decimal import Decimal
+
 import pytest
 import stripe
 
 from sandbox.stripe.process import StandInControl, StripeStandIn
 from tests.contract.stripe.target import Target, client_of
+from tollgate.metering.price import Interval, Package, Price, PriceModel, Tier
+from tollgate.metering.pricing import price_from_fields, price_to_fields
 
 
 @pytest.mark.parametrize("key", ["sk_live_abc", "pk_test_abc", "nonsense"])
@@ -204,3 +208,42 @@ def test_tiered_prices_in_a_preview(target: Target, mode: str, amount: int) -> N
     assert target.eventually(
         lambda: target.client.v1.invoices.create_preview({"subscription": subscription.id}).total == amount
     )
+
+
+@pytest.mark.parametrize(
+    "price",
+    [
+        Price(PriceModel.STANDARD, "usd", Interval("month"), Decimal("0.000000000001")),
+        Price(PriceModel.PACKAGE, "jpy", Interval("year"), Decimal(5), Package(1000, "down")),
+        Price(
+            PriceModel.GRADUATED,
+            "eur",
+            Interval("month", 3),
+            tiers=(Tier(10, Decimal(0)), Tier(None, Decimal("10.5"), Decimal(7))),
+            description="Calls",
+        ),
+        Price(PriceModel.VOLUME, "usd", Interval("day", 45), tiers=(Tier(None, Decimal(1), Decimal(300)),)),
+    ],
+    ids=lambda price: str(price.model),
+)
+def test_metered_price_reads_back_as_it_was_made(target: Target, price: Price) -> None:
+    """Found by lookup key and by meter, with its tiers when they are asked for."""
+    meter, key = target.meter(), target.name("key")
+    params = price_to_fields(price)
+    params |= {
+        "product_data": {"name": "Contract"},
+        "recurring": {**params["recurring"], "meter": meter.id},
+        "lookup_key": key,
+    }
+    made = target.client.raw_request("post", "/v1/prices", **params).data
+    for by in ({"lookup_keys": [key]}, {"recurring": {"meter": meter.id}}):
+        (found,) = target.client.raw_request("get", "/v1/prices", expand=["data.tiers"], **by).data["data"]
+        assert found["id"] == made["id"]
+        assert price_from_fields(found) == price
+
+
+def test_unknown_currency_is_refused(target: Target) -> None:
+    """Named, and nothing is made."""
+    with pytest.raises(stripe.InvalidRequestError, match="Invalid currency") as caught:
+        target.price(target.meter(), currency="zzz", unit_amount=1)
+    assert caught.value.param == "currency"

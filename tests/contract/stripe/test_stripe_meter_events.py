@@ -2,6 +2,8 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 import stripe
@@ -210,3 +212,41 @@ def test_two_calls_at_once_for_one_customer_and_meter_collide(
             "accepted",
             "lock_timeout",
         )
+
+
+def test_thin_events_are_listed_by_time_and_type_over_pages(target: Target, control: StandInControl) -> None:
+    """Newest first, `created` half open as asked, each once however small the pages; 30 days back."""
+    control.config(meters={"error_report_samples": 5})
+    meter, began = target.meter(), control.now_seconds()
+    for _ in range(5):
+        target.send(meter, "cus_nobody", 1)
+        control.advance(20)
+    ended = control.now_seconds() + 1
+
+    def listed(since: int, before: int, *types: str) -> list[str]:
+        bounds = {"gte": _iso(since), "lt": _iso(before)}
+        params: Any = {"object_id": meter.id, "limit": 2, "created": bounds, "types": list(types)}
+        page = target.client.v2.core.events.list(params)
+        return [event.id for event in page.auto_paging_iter()]
+
+    report = "v1.billing.meter.error_report_triggered"
+    every = listed(began, ended, report)
+    assert (len(every), len(set(every))) == (5, 5)
+    newest = target.client.raw_request("get", "/v2/core/events", object_id=meter.id, limit=1).data["data"]
+    assert newest[0]["id"] == every[0]
+    assert listed(began, ended, "v1.billing.meter.no_meter_found") == []
+    made = [
+        int(_seconds(e))
+        for e in target.client.raw_request("get", "/v2/core/events", object_id=meter.id).data["data"]
+    ]
+    assert listed(made[2], made[0], report) == every[1:3]
+    control.advance(31 * 86_400)
+    assert listed(began, control.now_seconds(), report) == []
+
+
+def _iso(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _seconds(event: dict[str, Any]) -> float:
+    return datetime.fromisoformat(event["created"]).timestamp()

@@ -39,6 +39,46 @@ def test_secret_is_shown_once(target: Target) -> None:
     target.client.v1.webhook_endpoints.delete(endpoint.id)
 
 
+def test_secret_is_shown_again_to_the_same_idempotency_key(target: Target) -> None:
+    """Who lost the answer may ask once more; it is the same endpoint."""
+    key = target.name("key")
+    first, second = (
+        target.client.v1.webhook_endpoints.create(
+            {"url": "https://example.com/hook", "enabled_events": ["customer.created"]},
+            {"idempotency_key": key},
+        )
+        for _ in range(2)
+    )
+    assert (second.id, second.secret) == (first.id, first.secret)
+    target.client.v1.webhook_endpoints.delete(first.id)
+
+
+def test_destination_of_thin_events_can_be_changed_and_switched(target: Target) -> None:
+    """Its events are edited in place; disabled it stays where it is."""
+    destinations = target.client.v2.core.event_destinations
+    made = destinations.create(
+        {
+            "name": "errors",
+            "type": "webhook_endpoint",
+            "event_payload": "thin",
+            "enabled_events": ["v1.billing.meter.no_meter_found"],
+            "webhook_endpoint": {"url": "https://example.com/thin"},
+            "metadata": {"tollgate_ledger": "ledger_contract"},
+        }
+    )
+    both = ["v1.billing.meter.error_report_triggered", "v1.billing.meter.no_meter_found"]
+    assert sorted(destinations.update(made.id, {"enabled_events": both}).enabled_events) == both
+    assert destinations.disable(made.id).status == "disabled"
+    assert destinations.enable(made.id).status == "enabled"
+    listed = destinations.list({"include": ["webhook_endpoint.url"]})
+    (found,) = [each for each in listed.auto_paging_iter() if each.id == made.id]
+    assert found.webhook_endpoint is not None
+    assert found.webhook_endpoint.url == "https://example.com/thin"
+    assert found.metadata is not None
+    assert found.metadata["tollgate_ledger"] == "ledger_contract"
+    destinations.delete(made.id)
+
+
 def test_both_secrets_sign_during_a_rotation(
     target: Target, control: StandInControl, receiver: Receiver
 ) -> None:

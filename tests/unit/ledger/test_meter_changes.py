@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from decimal import Decimal
 
 import pytest
 
 from tollgate.ledger.meter_changes import FUTURE_MS, StoredMeter, next_boundary, plan_changes
+from tollgate.metering.charge import Charge
 from tollgate.metering.definition import Meter, StripeTarget
 from tollgate.metering.metric import Metric, MetricKind
+from tollgate.metering.price import DeclaredPrice, Interval, Price, PriceModel
 from tollgate.metering.window import WindowSize
 
 HOUR = 3_600_000
@@ -17,6 +20,7 @@ NOW = 100 * DAY + 5 * HOUR + 1
 
 CALLS = Meter("calls", "status < 500", Metric(MetricKind.COUNT), WindowSize.HOUR, (), None)
 TARGET = StripeTarget(mode="delta", send="off", event_name="calls")
+PRICE = DeclaredPrice(Price(PriceModel.STANDARD, "usd", Interval("month"), Decimal(2)), Charge.SUM)
 
 
 def _stored(
@@ -78,7 +82,7 @@ def test_a_changed_window_size_uses_the_larger_of_both() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"send": "live"}, {"send": "dry_run"}, {"price": {"model": "flat"}}, {"product": "Calls"}],
+    [{"send": "live"}, {"send": "dry_run"}, {"price": PRICE}, {"product": "Calls"}],
 )
 def test_how_it_is_sent_changes_in_place(change: dict[str, object]) -> None:
     """The meter's id and counts stay; only where `send`, price or product say otherwise."""

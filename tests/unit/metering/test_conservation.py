@@ -85,6 +85,38 @@ def test_chains_that_hold() -> None:
     assert check_chain(mended, Decimal(9)) == []
 
 
+def replacing(seq: int, start: int, end: int, effect: LinkEffect = LinkEffect.DELIVERED) -> ChainLink:
+    return dataclasses.replace(link(seq, start, end, effect), replaces=True)
+
+
+def test_chains_of_totals_that_replace() -> None:
+    """A delivered total brings the superseded ones before it; a newer one may wait behind an open one."""
+    superseded = [replacing(1, 0, 5, LinkEffect.SUPERSEDED), replacing(2, 5, 9)]
+    assert check_chain(superseded, Decimal(9)) == []
+    waiting = [*superseded, replacing(3, 9, 12, LinkEffect.OPEN), replacing(4, 12, 7, LinkEffect.OPEN)]
+    for at_stripe in (9, 12, 7):
+        assert check_chain(waiting, Decimal(at_stripe)) == []
+    assert check_chain(waiting, Decimal(10)) != []
+    alone = [replacing(1, 0, 5), replacing(2, 5, 9, LinkEffect.SUPERSEDED)]
+    assert [v.detail for v in check_chain(alone)] == ["seq 2 is superseded, and nothing follows it"]
+    adding = [link(1, 0, 5, LinkEffect.SUPERSEDED), link(2, 5, 9)]
+    assert len(check_chain(adding)) == 1
+
+
+def test_a_reversal_answers_for_the_links_it_names() -> None:
+    """Also when an older one became void after it; not for one twice, nor for one that is not void."""
+
+    def taking_back(seq: int, start: int, end: int, *seqs: int) -> ChainLink:
+        return dataclasses.replace(link(seq, start, end, LinkEffect.REVERSAL), reverses=seqs)
+
+    void = [link(1, 0, 1, LinkEffect.VOID), link(2, 1, 6, LinkEffect.VOID)]
+    late = [*void, taking_back(3, 6, 5, 1), link(4, 5, 6), taking_back(5, 6, 1, 2), link(6, 1, 6)]
+    assert check_chain(late, Decimal(6)) == []
+    assert check_chain([*void, taking_back(3, 6, 5, 2)]) != []
+    assert check_chain([*void, taking_back(3, 6, 5, 1), taking_back(4, 5, 4, 1)]) != []
+    assert check_chain([link(1, 0, 5), taking_back(2, 5, 0, 1)]) != []
+
+
 @pytest.mark.parametrize(
     ("links", "at_stripe", "detail"),
     [

@@ -13,6 +13,7 @@ from services.stripe_sync.gateway import (
     CallFailed,
     Delivered,
     Permanent,
+    RecordedUsage,
     Transient,
     UnknownOutcome,
 )
@@ -27,6 +28,7 @@ from tollgate.ledger.posting_rows import (
     PostingState,
     SettlementView,
 )
+from tollgate.ledger.prices import FetchedPrice
 from tollgate.runtime.clock import ManualClock
 
 T0_MS = 1_800_000_000_000
@@ -44,15 +46,23 @@ def posting(
     first_sent_ms: int | None = None,
     timestamp_s: int = T0_MS // 1000,
     event_name: str = "calls",
+    mode: PostingMode = PostingMode.DELTA,
 ) -> Posting:
-    """A posting as the planner writes it."""
+    """A posting as the planner writes it, from nothing to `quantity`."""
     identifier = f"tg_{key}_{seq}"
-    body = {
+    body: dict[str, object] = {
         "event_name": event_name,
         "identifier": identifier,
         "payload": {"stripe_customer_id": customer, "value": str(quantity)},
         "timestamp": timestamp_s,
     }
+    if mode is PostingMode.USAGE_RECORD:
+        body = {
+            "action": "set",
+            "quantity": quantity,
+            "subscription_item": f"si_{customer}",
+            "timestamp": timestamp_s,
+        }
     return Posting(
         posting_key=key,
         seq=seq,
@@ -61,7 +71,7 @@ def posting(
         window_start_ms=T0_MS,
         quantity_from=Decimal(0),
         quantity_to=Decimal(quantity),
-        mode=PostingMode.DELTA,
+        mode=mode,
         identifier=identifier,
         idempotency_key=f"{identifier}:0",
         timestamp_s=timestamp_s,
@@ -88,6 +98,7 @@ class FakeBook:
     halts: dict[str, str] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
     period_ends_ms: dict[Ref, int] = field(default_factory=dict)
+    declared: dict[str, set[PostingMode]] = field(default_factory=dict)
 
     def add(self, *postings: Posting) -> None:
         self.postings.update({p.ref: p for p in postings})
@@ -99,7 +110,7 @@ class FakeBook:
         open_states = (PostingState.JOURNALLED, PostingState.SENDING, PostingState.UNKNOWN)
         found: dict[Lane, DuePosting] = {}
         for ref, p in self.postings.items():
-            name = json.loads(p.body)["event_name"]
+            name = json.loads(p.body).get("event_name", "calls")
             lane = (p.customer_id, name)
             if lane in busy or lane in found or name in self.halts or p.state not in open_states:
                 continue
@@ -143,8 +154,23 @@ class FakeBook:
             newest_ms=max((p.last_sent_ms or 0 for p in same), default=0),
         )
 
+    async def period_settlement(
+        self, posting: Posting, event_name: str, start_s: int, end_s: int
+    ) -> SettlementView:
+        same = [p for p in self.postings.values() if start_s <= p.timestamp_s < end_s]
+        held = {p.posting_key: p.quantity_to for p in same if p.state in AT_STRIPE}
+        return SettlementView(
+            delivered=sum(held.values(), Decimal(0)),
+            unsure=tuple(p for p in same if p.state in UNSETTLED and p.first_sent_ms is not None),
+            newest_ms=max((p.last_sent_ms or 0 for p in same), default=0),
+            delivered_by_chain=held,
+        )
+
     async def halted(self) -> dict[str, str]:
         return dict(self.halts)
+
+    async def modes(self) -> dict[str, set[PostingMode]]:
+        return self.declared
 
     async def halt(self, event_name: str, reason: str | None, now_ms: int) -> None:
         if reason is None:
@@ -165,6 +191,11 @@ NO_ANSWER = Failure(connection="no_answer")
 SERVER_ERROR = Failure(status=500, error_type="api_error", message="sorry")
 REVOKED = Failure(status=401, message="Expired API Key provided", code="api_key_expired")
 DUPLICATE = Failure(status=400, message="An event already exists with identifier x")
+PERIOD_OVER = Failure(
+    status=400,
+    message="Cannot create the usage record with this timestamp because timestamps must be after the subscription's "
+    "last invoice period (or current period start time): 1.",
+)
 
 Script = Callable[[dict[str, object], str, int], Failure | None]
 """(body, idempotency key, call number) -> the failure, or None for success."""
@@ -187,6 +218,32 @@ class FakeStripe:
     saved: dict[str, Failure | None] = field(default_factory=dict)
     in_flight: set[str] = field(default_factory=set)
     overlaps: int = 0
+    items: list[tuple[int, str]] = field(default_factory=list)
+    """Invoice items: when made, and the identifier in their metadata."""
+    looked_for: list[str] = field(default_factory=list)
+    time_window: str | None = None
+    """`hour`: the event received last in each hour replaces those before."""
+    records: dict[tuple[str, int], int] = field(default_factory=dict)
+    """Usage records by item and second."""
+    period_end_s: int = 2**40
+    """Usage records are refused from here on."""
+
+    async def record_usage(self, body: str, idempotency_key: str) -> Delivered:
+        params = json.loads(body)
+        number = len(self.calls)
+        self.calls.append((self.clock.now_ms(), params["subscription_item"], idempotency_key))
+        if self.clock.now_ms() // 1000 >= self.period_end_s:
+            raise failed(PERIOD_OVER)
+        if self.before and (failure := self.before(params, idempotency_key, number)):
+            raise failed(failure)
+        self.records[params["subscription_item"], params["timestamp"]] = params["quantity"]
+        if self.after and (failure := self.after(params, idempotency_key, number)):
+            raise failed(failure)
+        return Delivered(duplicate=False)
+
+    async def recorded_usage(self, item_id: str, at_s: int) -> RecordedUsage | None:
+        found = sum(quantity for (item, _), quantity in self.records.items() if item == item_id)
+        return RecordedUsage(at_s - 1000, self.period_end_s, Decimal(found))
 
     async def send(self, body: str, idempotency_key: str) -> Delivered:
         params = json.loads(body)
@@ -236,14 +293,41 @@ class FakeStripe:
         if self.key_refused:
             raise failed(REVOKED)
         return {
-            name: BillingMeter(f"mtr_{name}", name, True, "sum", "stripe_customer_id", "value", None)
+            name: BillingMeter(
+                f"mtr_{name}", name, True, "sum", "stripe_customer_id", "value", self.time_window
+            )
             for name in self.active
         }
 
     async def hour_sum(self, stripe_meter_id: str, customer_id: str, hour_s: int) -> Decimal:
-        return sum(
-            (e[3] for e in self.events if e[2] == customer_id and hour_s <= e[4] < hour_s + 3600), Decimal(0)
-        )
+        found = [e[3] for e in self.events if e[2] == customer_id and hour_s <= e[4] < hour_s + 3600]
+        return sum(found if self.time_window is None else found[-1:], Decimal(0))
+
+    async def charge(self, body: str, idempotency_key: str) -> Delivered:
+        params = json.loads(body)
+        number = len(self.calls)
+        self.calls.append((self.clock.now_ms(), params["customer"], idempotency_key))
+        failure = self.before(params, idempotency_key, number) if self.before else None
+        if failure is None:
+            failure = self.saved.get(idempotency_key)
+            if idempotency_key not in self.saved:
+                self.items.append((self.clock.now_ms(), params["metadata"]["tollgate_identifier"]))
+                self.saved[idempotency_key] = None
+            if self.after is not None and failure is None:
+                failure = self.after(params, idempotency_key, number)
+        if failure is not None:
+            if failure.status is not None and failure.status >= 500:
+                self.saved[idempotency_key] = replace(failure, replayed=True)
+            raise failed(failure)
+        return Delivered(duplicate=False)
+
+    async def find_charge(self, customer_id: str, identifier: str, since_s: int) -> str | None:
+        self.looked_for.append(identifier)
+        found = [at_ms for at_ms, made in self.items if made == identifier and at_ms >= since_s * 1000]
+        return "ii_1" if found else None
+
+    async def price(self, price_id: str) -> FetchedPrice:
+        return FetchedPrice(price_id, None, "not in this fake")
 
     async def account(self) -> str:
         return "acct_1"

@@ -23,7 +23,7 @@ from services.stripe_sync.outcomes import (
     judge,
     parks_successor,
 )
-from tests.unit.stripe_sync.fakes import T0_MS, posting
+from tests.unit.stripe_sync.fakes import PERIOD_OVER, T0_MS, posting
 from tollgate.ledger.posting_rows import PostingState
 from tollgate.runtime.backoff import Backoff
 
@@ -80,6 +80,7 @@ CASES: list[tuple[Failure, Situation, Action, PostingState, PostingState]] = [
         P,
         P,
     ),
+    (PERIOD_OVER, Situation.PERIOD_OVER, Action.TAKE_BACK, PostingState.VOID, U),
     (Failure(404, code="resource_missing"), Situation.NOT_FOUND, Action.PARK, P, P),
     (Failure(400, message="Invalid integer"), Situation.REFUSED, Action.PARK, P, P),
     (Failure(302), Situation.UNEXPECTED, Action.ASK_AGAIN, U, U),
@@ -161,7 +162,8 @@ def test_the_deadline_is_the_nearest_of_horizon_and_period_end() -> None:
 def test_each_late_refusal_has_its_consequence(code: str) -> None:
     """Only a refusal that may not repeat is posted again by itself."""
     again = {"timestamp_in_future", "archived_meter", "no_meter"}
-    assert parks_successor(code) == (code not in again)
+    assert parks_successor(code) == (code not in again and code != "period_over")
+    assert (after_refusal(code) is AfterRefusal.HOLD) == (code == "period_over")
 
 
 def test_an_unknown_late_refusal_is_parked() -> None:

@@ -14,11 +14,14 @@ from pydantic import SecretStr, ValidationError
 from services.stripe_sync.bucket import TokenBucket
 from services.stripe_sync.gateway import BillingMeter, Permanent, Transient, UnknownOutcome, translate
 from services.stripe_sync.journal import entry_from_posting
+from services.stripe_sync.meter_watch import MeterWatch
 from services.stripe_sync.outcomes import Situation
 from services.stripe_sync.settings import StripeSettings
 from services.stripe_sync.settlement import Verdict, compare_summary
-from tests.unit.stripe_sync.fakes import posting
+from tests.unit.stripe_sync.fakes import T0_MS, FakeBook, FakeStripe, posting
 from tollgate.contracts.journal import decode_journal_entry, encode_journal_entry
+from tollgate.ledger.posting_rows import PostingMode
+from tollgate.runtime.clock import ManualClock
 
 
 def test_the_bucket_spaces_what_exceeds_the_burst() -> None:
@@ -64,19 +67,25 @@ FIT = BillingMeter("mtr_1", "calls", True, "sum", "stripe_customer_id", "value",
 
 
 @pytest.mark.parametrize(
-    ("meter", "word"),
+    ("meter", "mode", "word"),
     [
-        (FIT, None),
-        (replace(FIT, active=False), "active"),
-        (replace(FIT, formula="count"), "count"),
-        (replace(FIT, time_window="hour"), "hour"),
-        (replace(FIT, customer_key="who"), "who"),
-        (replace(FIT, value_key="much"), "much"),
+        (FIT, PostingMode.DELTA, None),
+        (replace(FIT, active=False), PostingMode.DELTA, "active"),
+        (replace(FIT, formula="count"), PostingMode.DELTA, "count"),
+        (replace(FIT, time_window="hour"), PostingMode.DELTA, "is hour"),
+        (replace(FIT, customer_key="who"), PostingMode.DELTA, "who"),
+        (replace(FIT, value_key="much"), PostingMode.DELTA, "much"),
+        (FIT, PostingMode.WINDOW_TOTAL, "is unset"),
+        (replace(FIT, time_window="hour"), PostingMode.WINDOW_TOTAL, None),
+        (replace(FIT, time_window="day"), PostingMode.WINDOW_TOTAL, "is day"),
+        (replace(FIT, time_window="hour", formula="last"), PostingMode.WINDOW_TOTAL, "last"),
     ],
 )
-def test_a_meter_that_would_miscount_deltas_is_unfit(meter: BillingMeter, word: str | None) -> None:
-    """Inactive, not summing, replacing, or reading other keys."""
-    reason = meter.unfit()
+def test_a_meter_that_would_miscount_is_unfit(
+    meter: BillingMeter, mode: PostingMode, word: str | None
+) -> None:
+    """Inactive, not summing, replacing or not as the mode needs it, or reading other keys."""
+    reason = meter.unfit(mode)
     assert (reason is None) == (word is None)
     assert word is None or word in str(reason)
 
@@ -135,3 +144,24 @@ def test_a_replayed_answer_is_recognised() -> None:
     """Stripe says so in a header, whatever its case."""
     error = stripe.APIError("sorry", None, 500, {"error": {"message": "x"}}, {"Idempotent-Replayed": "true"})
     assert translate(error).failure.replayed
+
+
+async def test_a_meter_is_fit_for_the_mode_of_its_postings() -> None:
+    """Totals need an hourly meter, usage records none; one halted by an earlier process is judged by what is declared."""
+    clock = ManualClock(T0_MS)
+    book, stripe_side = FakeBook(), FakeStripe(clock)
+    watch = MeterWatch(book, stripe_side, clock, 60.0)
+    await watch.check([("calls", PostingMode.DELTA), ("old", PostingMode.USAGE_RECORD)])
+    assert watch.is_fit("calls", PostingMode.DELTA)
+    assert watch.is_fit("old", PostingMode.USAGE_RECORD)
+    await watch.check([("calls", PostingMode.WINDOW_TOTAL)])
+    assert "event_time_window is unset" in book.halts["calls"]
+    later = MeterWatch(book, stripe_side, clock, 60.0)
+    book.declared = {"calls": {PostingMode.WINDOW_TOTAL}}
+    await later.check([])
+    assert "calls" in book.halts
+    stripe_side.time_window = "hour"
+    clock.advance_ms(61_000)
+    await later.check([])
+    assert book.halts == {}
+    assert later.is_fit("calls", PostingMode.WINDOW_TOTAL)

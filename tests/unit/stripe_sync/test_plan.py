@@ -8,7 +8,7 @@ from decimal import Decimal
 import pytest
 
 from services.stripe_sync.plan import Rules, stretch_cadence
-from tollgate.ledger.posting_rows import (
+from tollgate.ledger.plan_rows import (
     Chain,
     Hold,
     HoldReason,
@@ -17,22 +17,25 @@ from tollgate.ledger.posting_rows import (
     NextLink,
     PeriodRow,
     Placement,
-    PostingMode,
     Slot,
     UsageRow,
     VoidLink,
 )
+from tollgate.ledger.posting_rows import PostingMode
+from tollgate.metering.closed import ClosedPolicy
 from tollgate.metering.meter import MetricKind
 
-RULES = Rules("ledger_1")
+RULES = Rules("ledger_1", ClosedPolicy.HOLD)
 HOUR = 3_600_000
 W = 500_000 * HOUR
 DAY = 24 * HOUR
 NOW = W + 2 * HOUR
 
 
-def terms(kind: MetricKind = MetricKind.COUNT, send: str = "live") -> MeterTerms:
-    return MeterTerms(7, "calls", kind, HOUR, "calls", send)
+def terms(
+    kind: MetricKind = MetricKind.COUNT, send: str = "live", mode: PostingMode = PostingMode.DELTA
+) -> MeterTerms:
+    return MeterTerms(7, "calls", kind, HOUR, "calls", send, mode)
 
 
 def rows(*quantities: int) -> list[UsageRow]:
@@ -78,7 +81,8 @@ def _state(period: PeriodRow, state: str) -> PeriodRow:
     [
         (LATEST, [], HoldReason.NO_ITEM),
         (LATEST, [WHOLE], LATEST),
-        (LATEST, [_state(WHOLE, "closed")], HoldReason.CLOSED),
+        (LATEST, [_state(WHOLE, "closed")], LATEST),
+        (LATEST, [_state(WHOLE, "closed"), WHOLE], LATEST),
         (LATEST, [_state(WHOLE, "removed")], HoldReason.NO_ITEM),
         (LATEST, [WHOLE, WHOLE], HoldReason.AMBIGUOUS),
         (LATEST, [WHOLE, _state(WHOLE, "removed")], LATEST),
@@ -86,30 +90,33 @@ def _state(period: PeriodRow, state: str) -> PeriodRow:
         # The window straddles an edge: where its latest event lies.
         (LATEST, [BEFORE, AFTER], LATEST),
         (W + HOUR // 2, [BEFORE, AFTER], W + HOUR // 2),
-        (LATEST, [_state(BEFORE, "closed"), AFTER], HoldReason.CLOSED),
+        (LATEST, [_state(BEFORE, "closed"), AFTER], LATEST),
         # Events go on after the subscription ended, or came before it began, within the window.
         (W + HOUR - 1, [BEFORE], W + HOUR // 2 - 1),
         (LATEST, [AFTER], W + HOUR // 2),
-        (W + HOUR - 1, [_state(BEFORE, "closed")], HoldReason.CLOSED),
+        (W + HOUR - 1, [_state(BEFORE, "closed")], W + HOUR // 2 - 1),
+        (LATEST, [_state(WHOLE, "closed"), _state(WHOLE, "closed")], HoldReason.AMBIGUOUS),
     ],
 )
 def test_usage_is_stamped_inside_window_and_period(
     latest_ms: int, periods: list[PeriodRow], found: int | HoldReason
 ) -> None:
-    """Exactly one open period around the latest event, else the nearest the window touches, else a reason."""
-    placed = RULES.place(terms(), W, latest_ms, periods, None)
+    """The one open, else closed, period around the latest event, else the nearest the window touches, else a reason."""
+    placed = RULES.place(terms(), W, latest_ms, periods, [])
     if isinstance(found, HoldReason):
         assert placed == found
-    else:
-        assert placed == Placement(W, found)
+        return
+    assert isinstance(placed, Placement)
+    assert (placed.scope_start_ms, placed.stamp_ms) == (W, found)
+    assert placed.period in periods
 
 
 def test_kinds_that_do_not_add_up_belong_to_their_period() -> None:
     """Their chain's scope is the period, and a pinned one keeps its period past the edge."""
     biggest = terms(MetricKind.MAX)
-    assert RULES.place(biggest, W, LATEST, [BEFORE, AFTER], None) == Placement(BEFORE.start_ms, LATEST)
-    kept = RULES.place(biggest, W, W + HOUR - 1, [BEFORE, AFTER], BEFORE.start_ms)
-    assert kept == Placement(BEFORE.start_ms, BEFORE.end_ms - 1)
+    assert RULES.place(biggest, W, LATEST, [BEFORE, AFTER], []) == Placement(BEFORE.start_ms, LATEST, BEFORE)
+    kept = RULES.place(biggest, W, W + HOUR - 1, [BEFORE, AFTER], [BEFORE])
+    assert kept == Placement(BEFORE.start_ms, BEFORE.end_ms - 1, BEFORE)
 
 
 def test_a_slot_combines_by_its_metric() -> None:
@@ -134,9 +141,16 @@ def test_a_row_without_a_valued_event_is_no_minimum() -> None:
 
 
 def _next(
-    chain: Chain, total: str | int, kind: MetricKind = MetricKind.COUNT, send: str = "live", stamp: int = W
+    chain: Chain,
+    total: str | int,
+    kind: MetricKind = MetricKind.COUNT,
+    send: str = "live",
+    stamp: int = W,
+    mode: PostingMode = PostingMode.DELTA,
+    period: PeriodRow = WHOLE,
 ) -> NextLink | Hold | None:
-    return RULES.next_link(terms(kind, send), chain, Decimal(total), stamp, NOW)
+    placement = Placement(W, stamp, period)
+    return RULES.next_link(terms(kind, send, mode), chain, Decimal(total), placement, NOW)
 
 
 def test_the_next_link_brings_the_chain_to_its_total() -> None:
@@ -163,7 +177,7 @@ def test_void_links_are_taken_back_before_anything_is_posted() -> None:
     chain = Chain(3, Decimal(20), voids=(VoidLink(1, Decimal(5)), VoidLink(3, Decimal(7))))
     link = _next(chain, 20)
     assert link == NextLink(Decimal(8), PostingMode.REVERSAL, W, reverses=(1, 3), more=True)
-    body = RULES.compose(terms(), "cus_1", "k", 4, Decimal(20), link)["body"]
+    body = RULES.compose(terms(), "cus_1", "k", 4, Decimal(20), link, "si_1")["body"]
     assert json.loads(str(body)) == {"reverses": [1, 3]}
 
 
@@ -185,14 +199,140 @@ def test_a_quantity_of_too_many_digits_goes_in_steps_that_sum_to_it() -> None:
 def test_the_body_is_fixed_by_the_link() -> None:
     """Equal links make equal bytes; another sequence number makes another identifier; text, no exponent."""
     link = NextLink(Decimal("1E+3"), PostingMode.DELTA, W + 1999)
-    first = RULES.compose(terms(), "cus_1", "k", 1, Decimal(0), link)
-    assert first == RULES.compose(terms(), "cus_1", "k", 1, Decimal(0), link)
+    first = RULES.compose(terms(), "cus_1", "k", 1, Decimal(0), link, "si_1")
+    assert first == RULES.compose(terms(), "cus_1", "k", 1, Decimal(0), link, "si_1")
     body = json.loads(str(first["body"]))
     assert body["payload"] == {"stripe_customer_id": "cus_1", "value": "1000"}
     assert body["timestamp"] == first["timestamp_s"] == (W + 1999) // 1000
     assert body["identifier"] == first["identifier"]
-    assert RULES.compose(terms(), "cus_1", "k", 2, Decimal(0), link)["identifier"] != first["identifier"]
+    assert (
+        RULES.compose(terms(), "cus_1", "k", 2, Decimal(0), link, "si_1")["identifier"] != first["identifier"]
+    )
     assert len(str(first["identifier"])) <= 100
+
+
+TOTAL, RECORD = PostingMode.WINDOW_TOTAL, PostingMode.USAGE_RECORD
+
+
+def _where(placed: Placement | HoldReason) -> tuple[int, int, PeriodRow]:
+    assert isinstance(placed, Placement)
+    return placed.scope_start_ms, placed.stamp_ms, placed.period
+
+
+@pytest.mark.parametrize("mode", [TOTAL, RECORD])
+def test_a_total_that_replaces_keeps_its_place(mode: PostingMode) -> None:
+    """Stamped alike whatever came last; a straddled window stays with the period it first went to."""
+    for latest_ms in (W, LATEST, W + HOUR - 1):
+        placed = RULES.place(terms(mode=mode), W, latest_ms, [WHOLE], [])
+        assert _where(placed) == (W, W + 1000, WHOLE)
+    first = RULES.place(terms(mode=mode), W, LATEST, [BEFORE, AFTER], [])
+    assert _where(first) == (W, W + 1000, BEFORE)
+    again = RULES.place(terms(mode=mode), W, W + HOUR - 1, [BEFORE, AFTER], [BEFORE])
+    assert _where(again) == _where(first)
+    other = RULES.place(terms(mode=mode), W, W + HOUR - 1, [BEFORE, AFTER], [])
+    assert _where(other) == (AFTER.start_ms, AFTER.start_ms + 1000, AFTER)
+    closed = _state(BEFORE, "closed")
+    kept = RULES.place(terms(mode=mode), W, W + HOUR - 1, [closed, AFTER], [closed])
+    assert _where(kept) == (W, W + 1000, closed)
+    gone = _state(BEFORE, "removed")
+    assert RULES.place(terms(mode=mode), W, W + HOUR - 1, [gone, AFTER], [gone]) is HoldReason.NO_ITEM
+
+
+def test_a_kind_of_one_value_a_period_has_one_usage_record() -> None:
+    """Every window of the period writes to the same second."""
+    biggest = terms(MetricKind.MAX, mode=RECORD)
+    for window in (W, W + 5 * HOUR):
+        placed = RULES.place(biggest, window, window + 7, [WHOLE], [])
+        assert _where(placed) == (WHOLE.start_ms, WHOLE.start_ms + 1000, WHOLE)
+
+
+def test_each_window_owns_its_second() -> None:
+    """Also where a period begins a second before a window ends."""
+    edge = PeriodRow(W + HOUR - 1000, W + DAY, "open")
+    stamps = set()
+    for window in (W, W + HOUR, W + 2 * HOUR):
+        placed = RULES.place(terms(mode=RECORD), window, window + HOUR - 1, [edge], [])
+        assert isinstance(placed, Placement)
+        assert max(window, edge.start_ms) <= placed.stamp_ms < window + HOUR
+        stamps.add(placed.stamp_ms // 1000)
+    assert len(stamps) == 3
+
+
+def test_bodies_of_totals_carry_the_total() -> None:
+    """The hour's value, or the record that `set` makes of it; a revision has another identifier."""
+    link = NextLink(Decimal(15), TOTAL, W + 1000)
+    body = json.loads(
+        str(RULES.compose(terms(mode=TOTAL), "cus_1", "k", 2, Decimal(10), link, "si_1")["body"])
+    )
+    assert body["payload"] == {"stripe_customer_id": "cus_1", "value": "15"}
+    record = RULES.compose(terms(mode=RECORD), "cus_1", "k", 2, Decimal(10), link, "si_1")
+    assert json.loads(str(record["body"])) == {
+        "action": "set",
+        "quantity": 15,
+        "subscription_item": "si_1",
+        "timestamp": W // 1000 + 1,
+    }
+    again = RULES.compose(terms(mode=RECORD), "cus_1", "k", 3, Decimal(15), link, "si_1")
+    assert again["identifier"] != record["identifier"]
+
+
+@pytest.mark.parametrize("mode", [TOTAL, RECORD])
+def test_a_total_replaces_an_unsent_one_and_waits_for_a_doubtful_one(mode: PostingMode) -> None:
+    """Only what is at Stripe, or with an operator, or void, must be over before."""
+    waiting = Chain(1, Decimal(3), unsettled=True)
+    assert _next(waiting, 9, mode=mode) == NextLink(Decimal(9), mode, W)
+    doubtful = Chain(1, Decimal(3), unsettled=True, blocked=True)
+    assert _next(doubtful, 9, mode=mode) == Hold(HoldReason.IN_FLIGHT, Decimal(6))
+    void = Chain(2, Decimal(9), unsettled=True, voids=(VoidLink(1, Decimal(3)),))
+    assert _next(void, 9, mode=mode) == Hold(HoldReason.IN_FLIGHT, Decimal(0))
+
+
+def test_a_fall_is_posted_only_inside_its_open_period() -> None:
+    """Where values may fall, or totals replace; in a closed period it is a credit, held as negative."""
+    chain, closed = Chain(1, Decimal(9)), _state(WHOLE, "closed")
+    for kind, mode in (
+        (MetricKind.MIN, PostingMode.DELTA),
+        (MetricKind.LATEST, PostingMode.DELTA),
+        (MetricKind.COUNT, TOTAL),
+        (MetricKind.COUNT, RECORD),
+        (MetricKind.LATEST, RECORD),
+    ):
+        assert _next(chain, 3, kind, mode=mode) == NextLink(Decimal(3), mode, W)
+        assert _next(chain, 3, kind, mode=mode, period=closed) == Hold(HoldReason.NEGATIVE, Decimal(-6))
+    for kind in (MetricKind.COUNT, MetricKind.SUM, MetricKind.MAX, MetricKind.UNIQUE):
+        for period in (WHOLE, closed):
+            assert _next(chain, 3, kind, period=period) == Hold(HoldReason.NEGATIVE, Decimal(-6))
+
+
+@pytest.mark.parametrize("mode", [PostingMode.DELTA, TOTAL, RECORD])
+def test_what_is_missing_in_a_closed_period_is_held(mode: PostingMode) -> None:
+    """Not what is at Stripe already; and nothing is held where nothing is missing."""
+    closed = _state(WHOLE, "closed")
+    assert _next(Chain(1, Decimal(9)), 11, mode=mode, period=closed) == Hold(HoldReason.CLOSED, Decimal(2))
+    assert _next(Chain(1, Decimal(9)), 9, mode=mode, period=closed) is None
+
+
+def test_usage_records_end_with_their_period() -> None:
+    """From its last millisecond on, by our clock or by Stripe's word, what is missing is held."""
+    ended = PeriodRow(W - DAY, NOW, "open")
+    assert _next(Chain(), 5, mode=RECORD, period=ended) == Hold(HoldReason.PERIOD_OVER, Decimal(5))
+    current = PeriodRow(W - DAY, NOW + 1, "open")
+    assert _next(Chain(), 5, mode=RECORD, period=current) == NextLink(Decimal(5), RECORD, W)
+    refused = Chain(2, rejected_code="period_over")
+    assert _next(refused, 5, mode=RECORD, period=current) == Hold(HoldReason.PERIOD_OVER, Decimal(5))
+    assert _next(Chain(), 5, mode=TOTAL, period=ended) == NextLink(Decimal(5), TOTAL, W)
+
+
+def test_what_a_mode_cannot_carry_is_held_as_inexact() -> None:
+    """The whole part of a record, fifteen digits of a total; the rest stays visible."""
+    assert _next(Chain(), "2.75", mode=RECORD) == NextLink(Decimal(2), RECORD, W, more=True)
+    assert _next(Chain(1, Decimal(2)), "2.75", mode=RECORD) == Hold(HoldReason.INEXACT, Decimal("0.75"))
+    assert _next(Chain(1, Decimal(2)), "-1", mode=RECORD) == NextLink(Decimal(0), RECORD, W, more=True)
+    assert _next(Chain(2, Decimal(0)), "-1", mode=RECORD) == Hold(HoldReason.NEGATIVE, Decimal(-1))
+    long = "98765432109876.123456789"
+    step = _next(Chain(), long, mode=TOTAL)
+    assert step == NextLink(Decimal("98765432109876.1"), TOTAL, W, more=True)
+    assert isinstance(_next(Chain(1, Decimal("98765432109876.1")), long, mode=TOTAL), Hold)
 
 
 def test_a_refusal_that_would_repeat_parks_the_next_link() -> None:

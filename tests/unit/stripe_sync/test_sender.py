@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from decimal import Decimal
+from typing import Any
 
+import pytest
 from prometheus_client import CollectorRegistry
 
 from services.stripe_sync.book import Lane
@@ -24,7 +27,7 @@ from tests.unit.stripe_sync.fakes import (
     FakeStripe,
     posting,
 )
-from tollgate.ledger.posting_rows import DuePosting, PostingState
+from tollgate.ledger.posting_rows import DuePosting, Posting, PostingMode, PostingState
 from tollgate.runtime.backoff import Backoff
 from tollgate.runtime.clock import ManualClock
 from tollgate.runtime.faults import Faults
@@ -320,3 +323,93 @@ async def test_random_failures_end_in_exact_sums() -> None:
         await bench.run_until(bench.all_delivered, seconds=1200, step_ms=250)
         assert bench.stripe.totals() == truth, seed
         assert bench.stripe.overlaps == 0
+
+
+# ---------------------------------------------------------------------------------- totals that replace
+
+
+def _old_total(bench: Bench, **columns: Any) -> Posting:
+    """A total whose first attempt is 30 hours old and whose fate is unknown."""
+    long_ago_ms = T0_MS - 30 * HOUR_MS
+    bench.stripe.time_window = "hour"
+    old = posting(
+        state=PostingState.UNKNOWN,
+        first_sent_ms=long_ago_ms,
+        timestamp_s=long_ago_ms // 1000,
+        mode=PostingMode.WINDOW_TOTAL,
+    )
+    return replace(old, **columns)
+
+
+async def test_a_total_past_the_horizon_that_stripe_has_is_settled() -> None:
+    """Its hour holds it: no call."""
+    bench = Bench()
+    bench.book.add(old := _old_total(bench))
+    bench.stripe.events.append((0, "tg_k_1", "cus_1", Decimal(5), old.timestamp_s))
+    await bench.run_until(lambda: bench.book.states() == {old.ref: PostingState.SETTLED}, seconds=5)
+    assert bench.stripe.calls == []
+
+
+async def test_a_total_past_the_horizon_that_stripe_lacks_is_posted_again_and_verified() -> None:
+    """Sent once more at once, since it replaces; settled when the summary shows it, an hour later."""
+    bench = Bench()
+    bench.book.add(old := _old_total(bench))
+    bench.stripe.events.append((0, "older", "cus_1", Decimal(3), old.timestamp_s))
+    await bench.run_until(lambda: len(bench.stripe.calls) == 1, seconds=5)
+    assert bench.book.states() == {old.ref: PostingState.UNKNOWN}
+    await bench.run_until(
+        lambda: bench.book.states() == {old.ref: PostingState.SETTLED}, seconds=4000, step_ms=10_000
+    )
+    assert len(bench.stripe.calls) == 1
+    assert await bench.stripe.hour_sum("mtr_calls", "cus_1", old.timestamp_s // 3600 * 3600) == 5
+
+
+async def test_a_total_that_did_not_count_after_all_is_void() -> None:
+    """Posted again and still not in the summary: the next link posts the latest total under a new identifier."""
+    bench = Bench()
+    bench.book.add(old := _old_total(bench))
+    await bench.run_until(lambda: len(bench.stripe.events) == 1, seconds=5)
+    bench.stripe.events.clear()
+    await bench.run_until(
+        lambda: bench.book.states() == {old.ref: PostingState.VOID}, seconds=4000, step_ms=10_000
+    )
+
+
+async def test_a_usage_record_is_set_again_for_as_long_as_its_period_lasts() -> None:
+    """Setting it twice is setting it once: there is no horizon."""
+    bench = Bench()
+    long_ago_ms = T0_MS - 30 * HOUR_MS
+    bench.book.add(
+        posting(state=PostingState.UNKNOWN, first_sent_ms=long_ago_ms, mode=PostingMode.USAGE_RECORD)
+    )
+    await bench.run_until(bench.all_delivered, seconds=5)
+    assert list(bench.stripe.records.values()) == [5]
+
+
+async def test_a_usage_record_refused_for_its_period_was_never_there() -> None:
+    """Void at once, with the word that keeps it from being posted again."""
+    bench = Bench()
+    bench.stripe.period_end_s = 0
+    bench.book.add(late := posting(mode=PostingMode.USAGE_RECORD))
+    await bench.run_until(lambda: bench.book.states() == {late.ref: PostingState.VOID}, seconds=5)
+    assert str(bench.book.postings[late.ref].error).startswith("rejected:period_over:")
+
+
+@pytest.mark.parametrize(("arrived", "state"), [(True, PostingState.SETTLED), (False, PostingState.VOID)])
+async def test_a_doubtful_usage_record_is_told_by_the_periods_sum(arrived: bool, state: PostingState) -> None:
+    """No answer, then the period is over: what is recorded of it says whether the first attempt arrived."""
+    bench = Bench()
+    doubtful = posting(mode=PostingMode.USAGE_RECORD)
+    other = posting(
+        "other",
+        quantity=7,
+        state=PostingState.DELIVERED,
+        mode=PostingMode.USAGE_RECORD,
+        timestamp_s=T0_MS // 1000 + 9,
+    )
+    bench.book.add(doubtful, other)
+    bench.stripe.records["si_cus_1", other.timestamp_s] = 7
+    bench.stripe.period_end_s = T0_MS // 1000 + 100
+    lost = lambda body, key, number: NO_ANSWER  # noqa: E731
+    bench.stripe.after, bench.stripe.before = (lost, None) if arrived else (None, lost)
+    await bench.run_until(lambda: bench.book.states()[doubtful.ref] is state, seconds=2 * 3600, step_ms=1000)

@@ -7,13 +7,14 @@ import copy
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from aiokafka import TopicPartition
 
 from services.webhooks import objects
 from services.webhooks.errors import Permanent, PermanentReason
-from services.webhooks.event import StripeEvent
+from services.webhooks.event import StripeEvent, event_from
 from services.webhooks.gateway import Page
 from services.webhooks.store import StoreUnavailable
 from tollgate.ledger.billing import Customer, Invoice, Receipt, Rejection, Subscription
@@ -38,6 +39,7 @@ class FakeStripe:
         self._clock = clock
         self.objects: dict[str, Json] = {}
         self.events: list[Json] = []
+        self.thin_events: list[Json] = []
         self.reads: list[str] = []
         self.delays_seconds: dict[str, list[float]] = {}
         """By object id: how long each next read takes between looking and answering."""
@@ -89,12 +91,33 @@ class FakeStripe:
         self.reads.append(event_id)
         return self.meter_errors[event_id]
 
+    def report_meter_errors(self) -> Json:
+        """A meter error report, which only the list of thin events has."""
+        created = datetime.fromtimestamp(self._clock.now_ms() // 1000, UTC)
+        event: Json = {
+            "id": f"evt_thin_{len(self.thin_events):03}",
+            "object": "v2.core.event",
+            "type": "v1.billing.meter.error_report_triggered",
+            "created": created.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "related_object": {"id": "mtr_1", "type": "billing.meter"},
+        }
+        self.thin_events.append(event)
+        return event
+
     async def event_page(self, created_from_s: int, created_before_s: int, after: str | None) -> Page:
         """Newest first, two to a page."""
         self.reads.append(f"events {created_from_s}..{created_before_s} after {after}")
+        return self._page(self.events, created_from_s, created_before_s, after)
+
+    async def thin_event_page(self, created_from_s: int, created_before_s: int, after: str | None) -> Page:
+        """The same of the thin ones."""
+        self.reads.append(f"thin {created_from_s}..{created_before_s} after {after}")
+        return self._page(self.thin_events, created_from_s, created_before_s, after)
+
+    def _page(self, events: list[Json], from_s: int, before_s: int, after: str | None) -> Page:
         if self.failures:
             raise self.failures.pop(0)
-        listed = [e for e in reversed(self.events) if created_from_s <= e["created"] < created_before_s]
+        listed = [e for e in reversed(events) if from_s <= event_from(e).created_s < before_s]
         begin = 0 if after is None else [e["id"] for e in listed].index(after) + 1
         page = tuple(listed[begin : begin + 2])
         more = begin + 2 < len(listed)

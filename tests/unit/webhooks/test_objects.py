@@ -57,10 +57,39 @@ def test_an_item_without_a_period_is_of_another_api_version() -> None:
         objects.subscription_to_domain(subscription_body([]), [item], {})
 
 
+@pytest.mark.parametrize(
+    ("cancel_at", "end_ms"), [(15, 15_000), (20, 20_000), (25, 20_000), (10, 20_000), (None, 20_000)]
+)
+def test_a_period_ends_where_its_subscription_is_set_to_end(cancel_at: int | None, end_ms: int) -> None:
+    """Only inside the period: at its edges and beyond nothing is cut."""
+    body = subscription_body([("si_1", 10, 20)]) | {"cancel_at": cancel_at}
+    [found] = objects.subscription_to_domain(body, body["items"]["data"], {}).items
+    assert (found.period_start_ms, found.period_end_ms) == (10_000, end_ms)
+
+
+@pytest.mark.parametrize(
+    ("previous", "expected"),
+    [
+        ({}, {}),
+        ({"items": None}, {}),
+        ({"items": {"data": "?"}}, {}),
+        ({"items": {"data": [{"id": "si_1"}, "?", {"price": {"id": "p"}}]}}, {}),
+        ({"items": {"data": [{"id": "si_1", "price": {"id": "p_1"}}, {"id": "si_2", "price": "p_2"}]}},
+         {"si_1": "p_1", "si_2": "p_2"}),
+    ],
+)  # fmt: skip
+def test_previous_prices_are_read_where_an_event_has_them(
+    previous: dict[str, Any], expected: dict[str, str]
+) -> None:
+    """Whatever else is there is no reason to refuse the event."""
+    assert objects.previous_prices(previous) == expected
+
+
 def test_an_invoice_keeps_its_metered_lines() -> None:
     """Prorations, one-off items and unmetered prices bill no period of ours."""
     body = invoice_body("in_1", "draft", (10, 20))
     [metered] = body["lines"]["data"]
+    metered |= {"id": "il_1", "quantity": 7, "quantity_decimal": "7.5"}
     proration: dict[str, Any] = {
         **metered,
         "parent": {"subscription_item_details": {"subscription_item": "si_2", "proration": True}},
@@ -69,9 +98,31 @@ def test_an_invoice_keeps_its_metered_lines() -> None:
     licensed = {**metered, "pricing": {"price_details": {"price": "price_seat"}}}
     lines = [metered, proration, one_off, licensed, {}]
     found = objects.invoice_to_domain(body, lines, {"price_calls": "calls", "price_seat": None})
-    assert found.lines == (InvoiceLine("si_1", "price_calls", "calls", 10_000, 20_000),)
+    assert found.lines == (InvoiceLine("si_1", "price_calls", "calls", 10_000, 20_000, "7.5", "il_1"),)
     assert (found.subscription_id, found.status, found.finalizes_ms) == ("sub_1", "draft", 3_620_000)
     assert not found.finalized
+
+
+@pytest.mark.parametrize(
+    ("line", "quantity"),
+    [
+        ({"quantity": 7}, "7"),
+        ({"quantity": 7, "quantity_decimal": "7.123456789012"}, "7.123456789012"),
+        ({"quantity": 0, "quantity_decimal": "1E+3"}, "1000"),
+        ({"quantity": None}, "0"),
+        ({}, "0"),
+    ],
+)
+def test_a_lines_quantity_is_exact(line: dict[str, Any], quantity: str) -> None:
+    """The decimal one where there is one: the other is cut off."""
+    assert objects.line_quantity(line) == quantity
+
+
+@pytest.mark.parametrize("written", ["many", "NaN", "Infinity", ""])
+def test_a_quantity_that_is_no_number_is_refused(written: str) -> None:
+    """It is not taken for nothing."""
+    with pytest.raises(Permanent):
+        objects.line_quantity({"quantity_decimal": written})
 
 
 def test_a_price_names_its_meter() -> None:
@@ -79,6 +130,20 @@ def test_a_price_names_its_meter() -> None:
     assert objects.price_meter_id({"recurring": {"meter": "mtr_1"}}) == "mtr_1"
     assert objects.price_meter_id({"recurring": {"meter": None}}) is None
     assert objects.price_meter_id({"recurring": None}) is None
+
+
+def test_a_metered_price_without_a_meter_is_labelled() -> None:
+    """It bills usage records; which meter's, only its label says."""
+    legacy = {
+        "recurring": {"usage_type": "metered", "meter": None},
+        "metadata": {"tollgate_event_name": "calls"},
+    }
+    assert objects.bills_usage_records(legacy)
+    assert objects.labelled_event_name(legacy) == "calls"
+    assert objects.labelled_event_name({"metadata": {}}) is None
+    assert not objects.bills_usage_records({"recurring": {"usage_type": "metered", "meter": "mtr_1"}})
+    assert not objects.bills_usage_records({"recurring": {"usage_type": "licensed", "meter": None}})
+    assert not objects.bills_usage_records({"recurring": None})
 
 
 @pytest.mark.parametrize(

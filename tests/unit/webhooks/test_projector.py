@@ -20,7 +20,7 @@ from tests.unit.webhooks.fakes import (
     subscription_body,
     until,
 )
-from tollgate.ledger.billing import Customer, Invoice
+from tollgate.ledger.billing import Customer, Invoice, Subscription
 from tollgate.ledger.errors import CommitUnknown, LedgerRefused, LedgerUnavailable
 from tollgate.runtime.clock import ManualClock
 from tollgate.runtime.faults import Faults
@@ -134,6 +134,24 @@ async def test_an_unknown_customer_that_is_nowhere_stops_nothing(bench: Bench) -
     """The subscription is projected all the same."""
     event = bench.stripe.put(subscription_body([("si_1", 1, 2)]), "customer.subscription.updated")
     assert await bench.project(event) == "projected"
+
+
+async def test_a_price_change_is_dated_by_the_event_that_tells_of_it(bench: Bench) -> None:
+    """The items whose price it says was another; a fetch for any other event does not know since when."""
+    bench.stripe.put(customer_body(), "customer.created")
+    body = subscription_body([("si_1", 10, 20), ("si_2", 10, 20)])
+    event = bench.stripe.put(body, "customer.subscription.updated")
+    before = [{"id": "si_1", "price": {"id": "price_old"}}, {"id": "si_2", "price": {"id": "price_calls"}}]
+    event["data"]["previous_attributes"] = {"items": {"data": before}}
+    event["created"] = 15
+    await bench.project(event)
+    stored = bench.book.rows["sub_1"][1]
+    assert isinstance(stored, Subscription)
+    assert {item.item_id: item.price_since_ms for item in stored.items} == {"si_1": 15_000, "si_2": None}
+    await bench.project(bench.stripe.put(body, "customer.subscription.updated"))
+    stored = bench.book.rows["sub_1"][1]
+    assert isinstance(stored, Subscription)
+    assert {item.price_since_ms for item in stored.items} == {None}
 
 
 async def test_a_deleted_draft_is_kept_as_deleted(bench: Bench) -> None:

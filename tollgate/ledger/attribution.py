@@ -1,0 +1,200 @@
+"""Whose usage it is: each slot's customer, and the chain of the item period that takes it.
+
+Owns `attributions`: a slot once posted stays with its customer and chain. It refuses to know quantities' sums and
+links.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from sqlalchemy import Connection, delete, insert, select, tuple_
+
+from tollgate.ledger.chunks import chunks, is_slot
+from tollgate.ledger.plan_rows import (
+    Hold,
+    HoldReason,
+    MappingRow,
+    MeterTerms,
+    PeriodRow,
+    Placement,
+    Slot,
+    UsageRow,
+    usage_from_row,
+)
+from tollgate.ledger.plan_rules import PlanRules
+from tollgate.ledger.tables import (
+    attributions,
+    item_periods,
+    mappings,
+    usage,
+)
+
+
+@dataclass(slots=True)
+class Claim:
+    """A chain that candidate slots belong to, and where its usage goes: stamped as late as any of its windows says."""
+
+    terms: MeterTerms
+    customer_id: str
+    placement: Placement
+    slots: set[Slot] = field(default_factory=set)
+    fresh: set[Slot] = field(default_factory=set)
+    """Those of them that no chain had before."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Pin:
+    customer_id: str
+    posting_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Attribution:
+    """What became of a transaction's candidates."""
+
+    claims: Mapping[str, Claim]
+    """Chains by posting key."""
+    holds: Mapping[Slot, Hold]
+    """Slots that have no customer or no period."""
+
+
+def attribute_slots(
+    connection: Connection, rules: PlanRules, terms: Mapping[int, MeterTerms], slots: Sequence[Slot]
+) -> Attribution:
+    """Each slot's chain, else its hold; the slots of a chain are pinned to it from here on.
+
+    1. Their usage and pins. 2. Their customers: pinned, else mapped. 3. The item period of each (customer, meter,
+    window). 4. Pin those that were not.
+    """
+    return _Attributor(connection, rules, terms, slots).attribute()
+
+
+class _Attributor:
+    """One transaction's candidates on their way to customers and periods."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        rules: PlanRules,
+        terms: Mapping[int, MeterTerms],
+        slots: Sequence[Slot],
+    ) -> None:
+        self._connection = connection
+        self._rules = rules
+        self._terms = terms
+        self._usage = self._load_usage(slots)
+        self._slots = [slot for slot in slots if slot in self._usage]
+        self._pins = self._load_pins()
+        self._holds: dict[Slot, Hold] = {}
+
+    def attribute(self) -> Attribution:
+        claims = self._place(self._resolve())
+        self._pin(claims)
+        return Attribution(claims, self._holds)
+
+    def _hold(self, slot: Slot, reason: HoldReason) -> None:
+        kind = self._terms[slot.meter_id].kind
+        self._holds[slot] = Hold(reason, self._rules.combine_slot(kind, self._usage[slot]))
+
+    def _load_usage(self, slots: Sequence[Slot]) -> dict[Slot, list[UsageRow]]:
+        found: dict[Slot, list[UsageRow]] = defaultdict(list)
+        place = tuple_(usage.c.account, usage.c.meter_id, usage.c.window_start_ms)
+        for chunk in chunks(slots):
+            keys = [(s.account, s.meter_id, s.window_start_ms) for s in chunk]
+            for row in self._connection.execute(select(usage).where(place.in_(keys))):
+                slot = Slot(row.meter_id, row.window_start_ms, row.account)
+                found[slot].append(usage_from_row(row))
+        return found
+
+    def _load_pins(self) -> dict[Slot, _Pin]:
+        found = {}
+        for chunk in chunks(self._slots):
+            for row in self._connection.execute(select(attributions).where(is_slot(attributions, chunk))):
+                slot = Slot(row.meter_id, row.window_start_ms, row.account)
+                found[slot] = _Pin(row.customer_id, row.posting_key)
+        return found
+
+    def _resolve(self) -> dict[tuple[str, int, int], list[Slot]]:
+        """Slots by (customer, meter, window); those without exactly one customer are held."""
+        accounts = sorted({slot.account for slot in self._slots if slot not in self._pins})
+        mapped: dict[str, list[MappingRow]] = defaultdict(list)
+        for chunk in chunks(accounts):
+            for row in self._connection.execute(select(mappings).where(mappings.c.account.in_(chunk))):
+                mapped[row.account].append(MappingRow(row.customer_id, row.from_ms, row.to_ms))
+        groups: dict[tuple[str, int, int], list[Slot]] = defaultdict(list)
+        for slot in self._slots:
+            pin = self._pins.get(slot)
+            customer = self._rules.resolve_customer(
+                slot, pin.customer_id if pin else None, mapped.get(slot.account, ())
+            )
+            if isinstance(customer, HoldReason):
+                self._hold(slot, customer)
+            else:
+                groups[customer, slot.meter_id, slot.window_start_ms].append(slot)
+        return groups
+
+    def _load_periods(self, customers: Iterable[str]) -> dict[tuple[str, str], list[PeriodRow]]:
+        periods: dict[tuple[str, str], list[PeriodRow]] = defaultdict(list)
+        for chunk in chunks(sorted(customers)):
+            for row in self._connection.execute(
+                select(item_periods).where(item_periods.c.customer_id.in_(chunk))
+            ):
+                periods[row.customer_id, row.event_name].append(
+                    PeriodRow(row.period_start_ms, row.period_end_ms, row.state, row.item_id, row.price_id)
+                )
+        return periods
+
+    def _place(self, groups: Mapping[tuple[str, int, int], Sequence[Slot]]) -> dict[str, Claim]:
+        """Chains by posting key; groups without exactly one item period, open or else closed, are held."""
+        periods = self._load_periods({customer for customer, _, _ in groups})
+        claims: dict[str, Claim] = {}
+        for (customer, meter_id, window_start_ms), members in groups.items():
+            terms = self._terms[meter_id]
+            available = periods.get((customer, terms.event_name), [])
+            pinned_keys = {self._pins[slot].posting_key for slot in members if slot in self._pins}
+            pinned = [
+                period
+                for period in available
+                if self._key(terms, customer, window_start_ms, period) in pinned_keys
+            ]
+            latest_ms = max(row.latest_event_ms for slot in members for row in self._usage[slot])
+            placed = self._rules.place(terms, window_start_ms, latest_ms, available, pinned)
+            if isinstance(placed, HoldReason):
+                for slot in members:
+                    self._hold(slot, placed)
+                continue
+            key = self._rules.chain_key(customer, meter_id, placed.scope_start_ms)
+            claim = claims.setdefault(key, Claim(terms, customer, placed))
+            if placed.stamp_ms > claim.placement.stamp_ms:
+                claim.placement = placed
+            claim.slots.update(members)
+            claim.fresh.update(slot for slot in members if slot not in self._pins)
+        return claims
+
+    def _key(self, terms: MeterTerms, customer: str, window_start_ms: int, period: PeriodRow) -> str:
+        scope_start_ms = self._rules.scope_start(terms, window_start_ms, period)
+        return self._rules.chain_key(customer, terms.meter_id, scope_start_ms)
+
+    def _pin(self, claims: Mapping[str, Claim]) -> None:
+        rows = [
+            {
+                "meter_id": slot.meter_id,
+                "window_start_ms": slot.window_start_ms,
+                "account": slot.account,
+                "customer_id": claim.customer_id,
+                "posting_key": key,
+            }
+            for key, claim in claims.items()
+            for slot in sorted(claim.fresh)
+        ]
+        if rows:
+            self._connection.execute(insert(attributions), rows)
+
+
+def unpin(connection: Connection, slots: Iterable[Slot]) -> None:
+    """These slots belong to no chain after all: nothing of it was posted, and until then mappings may still change."""
+    for chunk in chunks(sorted(slots)):
+        connection.execute(delete(attributions).where(is_slot(attributions, chunk)))

@@ -1,0 +1,95 @@
+"""What chains amount to: all usage pinned to each, combined by its metric.
+
+Owns the sums over slots. It refuses to know what was posted of them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import Connection, and_, func, select
+
+from tollgate.ledger.chunks import chunks
+from tollgate.ledger.plan_rows import (
+    Slot,
+    UsageRow,
+    usage_from_row,
+)
+from tollgate.ledger.plan_rules import PlanRules
+from tollgate.ledger.tables import (
+    attributions,
+    distinct_values,
+    usage,
+)
+from tollgate.metering.meter import MetricKind
+
+
+@dataclass(frozen=True, slots=True)
+class ChainTotal:
+    """What a chain's usage amounts to, the source partitions it was counted from, and the slots it is of."""
+
+    quantity: Decimal
+    partitions: frozenset[int]
+    slots: frozenset[Slot]
+
+
+def load_chain_totals(
+    connection: Connection, rules: PlanRules, kinds: Mapping[str, MetricKind]
+) -> dict[str, ChainTotal]:
+    """By posting key, all usage of the slots pinned to each chain of `kinds`."""
+    by_slot: dict[str, dict[Slot, list[UsageRow]]] = {key: defaultdict(list) for key in kinds}
+    partitions: dict[str, set[int]] = defaultdict(set)
+    for chunk in chunks(sorted(kinds)):
+        for row in connection.execute(
+            select(usage, attributions.c.posting_key)
+            .join_from(attributions, usage, _same_slot(usage))
+            .where(attributions.c.posting_key.in_(chunk))
+        ):
+            slot = Slot(row.meter_id, row.window_start_ms, row.account)
+            by_slot[row.posting_key][slot].append(usage_from_row(row))
+            partitions[row.posting_key].add(row.partition)
+    distinct = _count_distinct(connection, [key for key, kind in kinds.items() if kind is MetricKind.UNIQUE])
+    totals = {}
+    for key, slots in by_slot.items():
+        unique = kinds[key] is MetricKind.UNIQUE
+        quantity = Decimal(distinct.get(key, 0)) if unique else _combine(rules, kinds[key], slots)
+        totals[key] = ChainTotal(quantity, frozenset(partitions[key]), frozenset(slots))
+    return totals
+
+
+def _combine(rules: PlanRules, kind: MetricKind, slots: Mapping[Slot, Sequence[UsageRow]]) -> Decimal:
+    if kind is MetricKind.LATEST:
+        # The latest of all rows, whichever account and window it came from.
+        return rules.combine_slot(kind, [row for rows in slots.values() for row in rows])
+    quantities = [
+        rules.combine_slot(kind, rows) for _, rows in sorted(slots.items()) if any(row.events for row in rows)
+    ]
+    return rules.combine_chain(kind, quantities)
+
+
+def _count_distinct(connection: Connection, keys: Sequence[str]) -> dict[str, int]:
+    found = {}
+    for chunk in chunks(sorted(keys)):
+        for row in connection.execute(
+            select(
+                attributions.c.posting_key,
+                func.count(distinct_values.c.value_hash.distinct()).label("values"),
+            )
+            .join_from(attributions, distinct_values, _same_slot(distinct_values))
+            .where(attributions.c.posting_key.in_(chunk))
+            .group_by(attributions.c.posting_key)
+        ):
+            found[row.posting_key] = row[1]
+    return found
+
+
+def _same_slot(table: Any) -> Any:
+    return and_(
+        table.c.account == attributions.c.account,
+        table.c.meter_id == attributions.c.meter_id,
+        table.c.window_start_ms == attributions.c.window_start_ms,
+    )
