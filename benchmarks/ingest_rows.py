@@ -25,7 +25,7 @@ from services.ingest.gateways.kong import KongDecoder
 from services.ingest.identity import KeyHasher
 
 BODY_EVENTS = 500
-BODY_CONNECTIONS = 4
+BODY_CONNECTIONS = 16
 CONNECTIONS = 256
 _BODIES = 40
 _TEMPLATES = 2_000
@@ -33,7 +33,7 @@ _WARM_SHARE = 0.1
 
 
 def ingest_batches(ground: Ground, events: int) -> Row:
-    """Bodies of 500 entries of 2 KB over four connections."""
+    """Bodies of 500 entries of 2 KB over sixteen connections, as many as a gateway of four nodes has workers."""
     requests = max(_BODIES, events // BODY_EVENTS)
     warm = max(BODY_CONNECTIONS, int(requests * _WARM_SHARE))
     bodies = make_bodies(_BODIES, BODY_EVENTS, _now_ms())
