@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
 
-from tollgate.metering.reconciliation import EXACT, NOTHING, Cause, Effect, Finding, Link, Missing, Standing
 from tollgate.metering.comparison import compare_postings, expected_at_stripe
+from tollgate.metering.reconciliation import EXACT, NOTHING, Cause, Effect, Finding, Link, Missing, Standing
 
 _ON_ITS_WAY = frozenset({Cause.NOT_PLANNED, Cause.WAITING, Cause.IN_FLIGHT})
 """Will be at Stripe without anybody's doing."""
