@@ -91,7 +91,10 @@ def test_all_problems_are_reported_with_their_lines() -> None:
         ("meters: [{name: a, metric: count, where: 5}]", "a text is wanted"),
         ("meters: [{name: a, metric: count, group_by: route}]", "a list of columns"),
         ("meters: [{name: a, metric: count, group_by: [route, route]}]", "named twice"),
-        ("meters: [{name: a, metric: count, stripe: {mode: usage}}]", "none of delta, window_total, usage_record"),
+        (
+            "meters: [{name: a, metric: count, stripe: {mode: usage}}]",
+            "none of delta, window_total, usage_record",
+        ),
         ("meters: [{name: a, metric: count, stripe: {price: 5}}]", "price: a mapping"),
         ("meters: !!python/object:os.system {}", "a list is wanted"),
     ],
