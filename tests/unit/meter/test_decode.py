@@ -8,10 +8,12 @@ from services.meter.decode import ROWS_MAX, decode_records
 from services.meter.intake import LogRecord
 from tests.fakes.events import TIME_MS, Call, batch_of
 from tollgate.contracts.ticks import Tick, encode_tick, tick_headers
-from tollgate.metering.records import EventsRecord, TickRecord, UnknownRecord
+from tollgate.metering.records import AmendmentRecord, EventsRecord, TickRecord, UnknownRecord
 
 
-def _decode(value: bytes, headers: list[tuple[str, bytes]]) -> EventsRecord | TickRecord | UnknownRecord:
+def _decode(
+    value: bytes, headers: list[tuple[str, bytes]]
+) -> AmendmentRecord | EventsRecord | TickRecord | UnknownRecord:
     return decode_records([LogRecord(3, 8, value, tuple(headers))])[0]
 
 
