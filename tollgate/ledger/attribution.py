@@ -10,9 +10,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy import Connection, delete, insert, select, tuple_
+from sqlalchemy import Connection, delete, select
 
-from tollgate.ledger.chunks import chunks, is_slot
+from tollgate.ledger.chunks import among, is_slot, key_chunks
+from tollgate.ledger.insertion import insert_new
 from tollgate.ledger.plan_rows import (
     Hold,
     HoldReason,
@@ -32,6 +33,19 @@ from tollgate.ledger.tables import (
     usage,
 )
 
+USAGE_COLUMNS = (
+    usage.c.meter_id,
+    usage.c.window_start_ms,
+    usage.c.account,
+    usage.c.partition,
+    usage.c.quantity,
+    usage.c.latest_event_ms,
+    usage.c.order_ms,
+    usage.c.order_offset,
+    usage.c.events,
+)
+"""What planning needs of a usage row."""
+
 
 @dataclass(slots=True)
 class Claim:
@@ -43,6 +57,8 @@ class Claim:
     slots: set[Slot] = field(default_factory=set)
     fresh: set[Slot] = field(default_factory=set)
     """Those of them that no chain had before."""
+    usage: Mapping[Slot, Sequence[UsageRow]] | None = None
+    """All usage of a chain that had no slots before; None: there may be more than that of `slots`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +108,21 @@ class _Attributor:
 
     def attribute(self) -> Attribution:
         claims = self._place(self._resolve())
+        self._find_new(claims)
         self._pin(claims)
         return Attribution(claims, self._holds)
+
+    def _find_new(self, claims: Mapping[str, Claim]) -> None:
+        """Give the chains that nothing was pinned to before the usage that has just been read."""
+        pinned: set[str] = set()
+        for chunk in key_chunks(self._connection, sorted(claims)):
+            held = among(self._connection, [attributions.c.posting_key], [(key,) for key in chunk])
+            pinned.update(
+                self._connection.execute(select(attributions.c.posting_key).where(held).distinct()).scalars()
+            )
+        for key, claim in claims.items():
+            if key not in pinned:
+                claim.usage = {slot: self._usage[slot] for slot in claim.slots}
 
     def _hold(self, slot: Slot, reason: HoldReason) -> None:
         kind = self._terms[slot.meter_id].kind
@@ -101,18 +130,20 @@ class _Attributor:
 
     def _load_usage(self, slots: Sequence[Slot]) -> dict[Slot, list[UsageRow]]:
         found: dict[Slot, list[UsageRow]] = defaultdict(list)
-        place = tuple_(usage.c.account, usage.c.meter_id, usage.c.window_start_ms)
-        for chunk in chunks(slots):
-            keys = [(s.account, s.meter_id, s.window_start_ms) for s in chunk]
-            for row in self._connection.execute(select(usage).where(place.in_(keys))):
+        for chunk in key_chunks(self._connection, slots):
+            for row in self._connection.execute(
+                select(*USAGE_COLUMNS).where(is_slot(self._connection, usage, chunk))
+            ):
                 slot = Slot(row.meter_id, row.window_start_ms, row.account)
                 found[slot].append(usage_from_row(row))
         return found
 
     def _load_pins(self) -> dict[Slot, _Pin]:
         found = {}
-        for chunk in chunks(self._slots):
-            for row in self._connection.execute(select(attributions).where(is_slot(attributions, chunk))):
+        for chunk in key_chunks(self._connection, self._slots):
+            for row in self._connection.execute(
+                select(attributions).where(is_slot(self._connection, attributions, chunk))
+            ):
                 slot = Slot(row.meter_id, row.window_start_ms, row.account)
                 found[slot] = _Pin(row.customer_id, row.posting_key)
         return found
@@ -121,8 +152,10 @@ class _Attributor:
         """Slots by (customer, meter, window); those without exactly one customer are held."""
         accounts = sorted({slot.account for slot in self._slots if slot not in self._pins})
         mapped: dict[str, list[MappingRow]] = defaultdict(list)
-        for chunk in chunks(accounts):
-            for row in self._connection.execute(select(mappings).where(mappings.c.account.in_(chunk))):
+        for chunk in key_chunks(self._connection, accounts):
+            for row in self._connection.execute(
+                select(mappings).where(among(self._connection, [mappings.c.account], [(a,) for a in chunk]))
+            ):
                 mapped[row.account].append(MappingRow(row.customer_id, row.from_ms, row.to_ms))
         groups: dict[tuple[str, int, int], list[Slot]] = defaultdict(list)
         for slot in self._slots:
@@ -138,10 +171,9 @@ class _Attributor:
 
     def _load_periods(self, customers: Iterable[str]) -> dict[tuple[str, str], list[PeriodRow]]:
         periods: dict[tuple[str, str], list[PeriodRow]] = defaultdict(list)
-        for chunk in chunks(sorted(customers)):
-            for row in self._connection.execute(
-                select(item_periods).where(item_periods.c.customer_id.in_(chunk))
-            ):
+        for chunk in key_chunks(self._connection, sorted(customers)):
+            of_them = among(self._connection, [item_periods.c.customer_id], [(c,) for c in chunk])
+            for row in self._connection.execute(select(item_periods).where(of_them)):
                 periods[row.customer_id, row.event_name].append(
                     PeriodRow(row.period_start_ms, row.period_end_ms, row.state, row.item_id, row.price_id)
                 )
@@ -157,7 +189,7 @@ class _Attributor:
             pinned_keys = {self._pins[slot].posting_key for slot in members if slot in self._pins}
             pinned = [
                 period
-                for period in available
+                for period in (available if pinned_keys else ())
                 if self._key(terms, customer, window_start_ms, period) in pinned_keys
             ]
             latest_ms = max(row.latest_event_ms for slot in members for row in self._usage[slot])
@@ -190,11 +222,10 @@ class _Attributor:
             for key, claim in claims.items()
             for slot in sorted(claim.fresh)
         ]
-        if rows:
-            self._connection.execute(insert(attributions), rows)
+        insert_new(self._connection, attributions, rows)
 
 
 def unpin(connection: Connection, slots: Iterable[Slot]) -> None:
     """These slots belong to no chain after all: nothing of it was posted, and until then mappings may still change."""
-    for chunk in chunks(sorted(slots)):
-        connection.execute(delete(attributions).where(is_slot(attributions, chunk)))
+    for chunk in key_chunks(connection, sorted(slots)):
+        connection.execute(delete(attributions).where(is_slot(connection, attributions, chunk)))

@@ -13,7 +13,8 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, func, select
 
-from tollgate.ledger.chunks import chunks
+from tollgate.ledger.attribution import USAGE_COLUMNS, Claim
+from tollgate.ledger.chunks import among, key_chunks
 from tollgate.ledger.plan_rows import (
     Slot,
     UsageRow,
@@ -38,16 +39,22 @@ class ChainTotal:
 
 
 def load_chain_totals(
-    connection: Connection, rules: PlanRules, kinds: Mapping[str, MetricKind]
+    connection: Connection, rules: PlanRules, claims: Mapping[str, Claim]
 ) -> dict[str, ChainTotal]:
-    """By posting key, all usage of the slots pinned to each chain of `kinds`."""
-    by_slot: dict[str, dict[Slot, list[UsageRow]]] = {key: defaultdict(list) for key in kinds}
-    partitions: dict[str, set[int]] = defaultdict(set)
-    for chunk in chunks(sorted(kinds)):
+    """By posting key, all usage of the slots pinned to each chain of `claims`."""
+    kinds = {key: claim.terms.kind for key, claim in claims.items()}
+    by_slot: dict[str, dict[Slot, list[UsageRow]]] = {}
+    partitions: dict[str, set[int]] = {}
+    for key, claim in claims.items():
+        known = claim.usage or {}
+        by_slot[key] = defaultdict(list, {slot: list(rows) for slot, rows in known.items()})
+        partitions[key] = {row.partition for rows in known.values() for row in rows}
+    unknown = sorted(key for key, claim in claims.items() if claim.usage is None)
+    for chunk in key_chunks(connection, unknown):
         for row in connection.execute(
-            select(usage, attributions.c.posting_key)
+            select(*USAGE_COLUMNS, attributions.c.posting_key)
             .join_from(attributions, usage, _same_slot(usage))
-            .where(attributions.c.posting_key.in_(chunk))
+            .where(among(connection, [attributions.c.posting_key], [(key,) for key in chunk]))
         ):
             slot = Slot(row.meter_id, row.window_start_ms, row.account)
             by_slot[row.posting_key][slot].append(usage_from_row(row))
@@ -73,14 +80,14 @@ def _combine(rules: PlanRules, kind: MetricKind, slots: Mapping[Slot, Sequence[U
 
 def _count_distinct(connection: Connection, keys: Sequence[str]) -> dict[str, int]:
     found = {}
-    for chunk in chunks(sorted(keys)):
+    for chunk in key_chunks(connection, sorted(keys)):
         for row in connection.execute(
             select(
                 attributions.c.posting_key,
                 func.count(distinct_values.c.value_hash.distinct()).label("values"),
             )
             .join_from(attributions, distinct_values, _same_slot(distinct_values))
-            .where(attributions.c.posting_key.in_(chunk))
+            .where(among(connection, [attributions.c.posting_key], [(key,) for key in chunk]))
             .group_by(attributions.c.posting_key)
         ):
             found[row.posting_key] = row[1]

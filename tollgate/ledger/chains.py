@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select
 
-from tollgate.ledger.chunks import chunks
+from tollgate.ledger.chunks import among, key_chunks
 from tollgate.ledger.plan_rows import (
     Chain,
     VoidLink,
@@ -31,8 +31,9 @@ def load_chains(connection: Connection, keys: Sequence[str]) -> dict[str, Chain]
         postings.c.posting_key
     )
     notable = (*UNSETTLED, PostingState.VOID, PostingState.REVERSAL, PostingState.DRY_RUN)
-    for chunk in chunks(keys):
-        last = newest.where(postings.c.posting_key.in_(chunk)).subquery()
+    for chunk in key_chunks(connection, keys):
+        of_them = among(connection, [postings.c.posting_key], [(key,) for key in chunk])
+        last = newest.where(of_them).subquery()
         for row in connection.execute(
             select(postings)
             .join(last, last.c.posting_key == postings.c.posting_key)

@@ -1,14 +1,15 @@
 """Long lists of keys in statements a database takes.
 
-Owns how many keys go in one IN list. It refuses to know any table.
+Owns how many keys go in one statement and how they are asked for: as arrays on PostgreSQL, whose statement is the same
+whatever the number of keys, as IN lists on SQLite. It refuses to know any table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import tuple_
+from sqlalchemy import ARRAY, ColumnElement, Connection, bindparam, column, func, select, tuple_
 
 from tollgate.ledger.plan_rows import (
     Slot,
@@ -19,13 +20,50 @@ _T = TypeVar("_T")
 CHUNK = 400
 """Keys in one IN list: three parameters each stay far below SQLite's limit of 32,766."""
 
+_ARRAY_CHUNK = 10_000
+"""Keys in one array: a few hundred kilobytes."""
+
 
 def chunks(values: Iterable[_T]) -> Iterable[list[_T]]:
-    ordered = list(values)
-    for start in range(0, len(ordered), CHUNK):
-        yield ordered[start : start + CHUNK]
+    return _cut(list(values), CHUNK)
 
 
-def is_slot(table: Any, slots: Sequence[Slot]) -> Any:
-    place = tuple_(table.c.meter_id, table.c.window_start_ms, table.c.account)
-    return place.in_([(slot.meter_id, slot.window_start_ms, slot.account) for slot in slots])
+def key_chunks(connection: Connection, keys: Iterable[_T]) -> Iterator[list[_T]]:
+    """`keys` in lists as long as `among` takes them."""
+    return _cut(list(keys), _ARRAY_CHUNK if connection.dialect.name == "postgresql" else CHUNK)
+
+
+def _cut(values: list[_T], size: int) -> Iterator[list[_T]]:
+    for start in range(0, len(values), size):
+        yield values[start : start + size]
+
+
+def among(
+    connection: Connection, columns: Sequence[ColumnElement[Any]], keys: Sequence[Sequence[Any]]
+) -> ColumnElement[bool]:
+    """Whether the values of `columns` are one of `keys`, each with a value a column."""
+    if connection.dialect.name != "postgresql":
+        if len(columns) == 1:
+            return columns[0].in_([key[0] for key in keys])
+        return tuple_(*columns).in_([tuple(key) for key in keys])
+    names = [f"key_{number}" for number in range(len(columns))]
+    arrays = [
+        bindparam(None, [key[number] for key in keys], type_=ARRAY(kind.type))
+        for number, kind in enumerate(columns)
+    ]
+    wanted = (
+        func.unnest(*arrays)
+        .table_valued(*(column(name, kind.type) for name, kind in zip(names, columns, strict=True)))
+        .render_derived()
+    )
+    one_of = select(*(wanted.c[name] for name in names))
+    return (columns[0] if len(columns) == 1 else tuple_(*columns)).in_(one_of)
+
+
+def is_slot(connection: Connection, table: Any, slots: Sequence[Slot]) -> ColumnElement[bool]:
+    """Whether a row of `table` is of one of `slots`."""
+    return among(
+        connection,
+        [table.c.account, table.c.meter_id, table.c.window_start_ms],
+        [(slot.account, slot.meter_id, slot.window_start_ms) for slot in slots],
+    )

@@ -13,12 +13,11 @@ from sqlalchemy import (
     and_,
     delete,
     func,
-    insert,
     select,
 )
 
-from tollgate.ledger.chunks import chunks, is_slot
-from tollgate.ledger.insertion import put
+from tollgate.ledger.chunks import chunks, is_slot, key_chunks
+from tollgate.ledger.insertion import insert_new, put
 from tollgate.ledger.plan_rows import (
     Hold,
     HoldReason,
@@ -83,8 +82,8 @@ def write_holds(
     Returns how many are now held, by reason.
     """
     since: dict[Slot, tuple[str, int]] = {}
-    for chunk in chunks(slots):
-        where = is_slot(holds, chunk)
+    for chunk in key_chunks(connection, slots):
+        where = is_slot(connection, holds, chunk)
         for row in connection.execute(select(holds).where(where)):
             since[Slot(row.meter_id, row.window_start_ms, row.account)] = row.reason, row.since_ms
         connection.execute(delete(holds).where(where))
@@ -103,6 +102,5 @@ def write_holds(
             }
         )
         held[str(hold.reason)] = held.get(str(hold.reason), 0) + 1
-    if rows:
-        connection.execute(insert(holds), rows)
+    insert_new(connection, holds, rows)
     return held

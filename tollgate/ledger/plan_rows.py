@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from tollgate.ledger.posting_rows import PostingMode
 from tollgate.metering.closed import ClosedPolicy
@@ -43,8 +43,7 @@ class HoldReason(StrEnum):
     """Not a problem: an earlier posting of the same chain is not settled yet; planned right after it is."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Slot:
+class Slot(NamedTuple):
     """What one account used in one window of one meter: the unit that is attributed to a customer or held."""
 
     meter_id: int

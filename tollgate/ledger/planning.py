@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sqlalchemy import Connection, Engine, insert, select
+from sqlalchemy import Connection, Engine, select
 
 from tollgate.ledger.amendments import load_taken_back
 from tollgate.ledger.anomalies import Decided, park_anomalies
@@ -41,7 +41,7 @@ from tollgate.ledger.closed_bills import ClosedBills, revise_policies
 from tollgate.ledger.controls import PAUSED, SYNC_NOW, read_controls, write_controls
 from tollgate.ledger.engine import ledger_transaction
 from tollgate.ledger.holding import write_holds
-from tollgate.ledger.insertion import put
+from tollgate.ledger.insertion import insert_new, put
 from tollgate.ledger.leases import Lease, fence
 from tollgate.ledger.meter_terms import load_terms
 from tollgate.ledger.plan_rows import (
@@ -179,8 +179,7 @@ class _Planner:
     def _decide(self, claims: Mapping[str, Claim]) -> dict[Slot, Hold]:
         """Write the next link of each chain; returns what is held of them instead, or as well."""
         chains = load_chains(self._connection, sorted(claims))
-        kinds = {key: claim.terms.kind for key, claim in claims.items()}
-        totals = load_chain_totals(self._connection, self._rules, kinds)
+        totals = load_chain_totals(self._connection, self._rules, claims)
         chains = self._with_amendments(chains, totals)
         decided: list[Decided] = []
         held, unpinned = {}, set[Slot]()
@@ -216,8 +215,7 @@ class _Planner:
             rows.append(self._posting_row(entry.key, entry.claim, chain, link, totals[entry.key].partitions))
             if entry.key in parked:
                 self.anomalies.append(f"{entry.key}:{chain.last_seq + 1}")
-        if rows:
-            self._connection.execute(insert(postings), rows)
+        insert_new(self._connection, postings, rows)
         unpin(self._connection, unpinned)
         return held
 

@@ -98,5 +98,6 @@ def _canonical(quantity: Decimal) -> str:
 
 def _digest(size_bytes: int, *parts: str) -> str:
     # Lengths in front: no two lists of parts spell the same bytes.
-    framed = b"".join(len(part.encode()).to_bytes(4, "big") + part.encode() for part in parts)
+    encoded = [part.encode() for part in parts]
+    framed = b"".join([len(part).to_bytes(4, "big") + part for part in encoded])
     return hashlib.blake2b(framed, digest_size=size_bytes).hexdigest()

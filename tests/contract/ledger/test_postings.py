@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import event, select
 
 from tests.contract.ledger.postings_world import HOUR_MS, NOW, T0, World
+from tollgate.ledger import chunks
 from tollgate.ledger.engine import read_snapshot
 from tollgate.ledger.leases import LeaseLost, read_lease, release_lease, renew_lease, take_lease
 from tollgate.ledger.posting_rows import PostingMode, PostingState
@@ -416,3 +417,49 @@ def test_random_counts_and_interruptions_end_in_exact_totals(billed: World) -> N
     assert billed.delivered() == {("cus_1", meter): Decimal(sum(truth.values()))}
     assert billed.held() == {}
     assert all(p.mode is not PostingMode.DRY_RUN for p in billed.postings())
+
+
+HOSTILE = (
+    "a\tb",
+    "new\nline",
+    'quo"te',
+    "back\\slash",
+    "\\N",
+    "NULL",
+    "{1,2}",
+    "comma,",
+    "ü€😀",
+    "'",
+    " ",
+    "%s",
+)
+
+
+def test_many_keys_and_hostile_names_are_planned_to_the_unit(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys cross the borders of the lists they are asked for in, and names hold what a database might read as syntax."""
+    monkeypatch.setattr(chunks, "CHUNK", 7)
+    monkeypatch.setattr(chunks, "_ARRAY_CHUNK", 7)
+    meter = world.meter()
+    expected: dict[tuple[str, int], int] = {}
+    names = [f"{name}{number}" for number in range(2) for name in HOSTILE]
+    for number, name in enumerate(names):
+        customer = f"cus_{name}"
+        world.customer(customer, f"user:{name}", f"user:{name}-2")
+        world.period(customer)
+        for window in range(2):
+            world.use(meter, f"user:{name}", 3 + number, window=window)
+            world.use(meter, f"user:{name}-2", 1000 * number, window=window, partition=1)
+            expected[customer, window] = 3 + number + 1000 * number
+    world.settle_all(rows_max=5)
+    for number, name in enumerate(names):
+        world.use(meter, f"user:{name}", 50 + number)
+        expected[f"cus_{name}", 0] += 47
+    world.settle_all(rows_max=5)
+    found: dict[tuple[str, int], Decimal] = {}
+    for posting in world.postings():
+        key = posting.customer_id, (posting.window_start_ms - T0) // HOUR_MS
+        found[key] = found.get(key, Decimal(0)) + posting.quantity_to - posting.quantity_from
+    assert found == expected
+    assert world.held() == {}
