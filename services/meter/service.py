@@ -114,7 +114,7 @@ async def run_meter(settings: MeterSettings, shutdown: Shutdown, clock: Clock | 
             rules=rules,
             policy=FlushPolicy(
                 interval_seconds=settings.flush.interval_ms / 1000,
-                interval_seconds_max=settings.flush.interval_max_ms / 1000,
+                interval_seconds_max=max(settings.flush.interval_ms, settings.flush.interval_max_ms) / 1000,
                 eager_bytes=settings.flush.eager_bytes,
                 bytes_max=settings.flush.bytes_max,
                 misses_max=settings.flush.misses_max,

@@ -113,6 +113,9 @@ def test_drift_is_found_named_and_repaired_by_command_only(rig: Rig, reconcile: 
     rig.wait(lambda: again.get("/readyz")[0] == 200, "readiness")
     assert again.end() == 0
     assert rig.control.meter_events(event_name=name) == before, "nothing is repaired unasked"
+    # The leader may have looked as well, and calls what was delivered minutes ago settling: the newest check counts.
+    (row,) = _rows(reconcile("--json", code=1))
+    assert row["findings"] == [finding]
     told = reconcile("--repair", f"{posting.posting_key}:1", "--yes").stdout
     assert "done: take it back as missing at Stripe" in told
     assert "has changed" in reconcile("--repair", f"{posting.posting_key}:1", "--yes", code=1).stderr
