@@ -50,6 +50,8 @@ class GroupRules:
     """What half of `delay_seconds` must bring for the group to stay open."""
     rows_max: int
     """At so many rows nobody waits any longer."""
+    requests_max: int
+    """Nor at so many requests: of senders that all wait for their answers, some get on while the others are packed."""
 
 
 class GroupCommit:
@@ -98,7 +100,8 @@ class GroupCommit:
                 self._reject(rejected, decoder.format, source, ingest_ms, submission)
         if reading.read:
             self._pending.add(source, decoder, trust_ids, reading, submission, ingest_ms)
-            if self._pending.rows >= self._rules.rows_max:
+            rules = self._rules
+            if self._pending.rows >= rules.rows_max or self._pending.requests >= rules.requests_max:
                 self.flush()
             else:
                 self._something.set()

@@ -71,6 +71,8 @@ class Pending:
         self._refused: list[Refused] = []
         self.rows = 0
         """Entries added and not taken."""
+        self.requests = 0
+        """Bodies they came in."""
 
     def add(
         self,
@@ -83,6 +85,7 @@ class Pending:
     ) -> None:
         """Take the readable entries of one body; `owner` has one outstanding part for them."""
         self.rows += len(reading.read)
+        self.requests += 1
         if len(reading.read) >= _ENTRIES_ENOUGH:
             self._convert(_Group(source, decoder, trust_ids, [reading], [owner]), ingest_ms)
             return
@@ -99,7 +102,8 @@ class Pending:
         for group in self._groups.values():
             self._convert(group, ingest_ms)
         taken = self._converted, self._refused
-        self._groups, self._converted, self._refused, self.rows = {}, [], [], 0
+        self._groups, self._converted, self._refused = {}, [], []
+        self.rows = self.requests = 0
         return taken
 
     def _convert(self, group: _Group, ingest_ms: int) -> None:

@@ -38,6 +38,7 @@ from tollgate.runtime.http import Application, operations_app
 from tollgate.runtime.kafka import new_producer
 from tollgate.runtime.metrics import Registry
 
+_REQUESTS_A_PARTITION = 4
 _WORTH_WAITING_SHARE = 8
 """A group stays open while half a delay brings an event for every eighth partition: by the longest delay each
 partition then has one or two."""
@@ -99,6 +100,7 @@ class Service:
                 delay_seconds_max=settings.group_commit_max_ms / 1000,
                 rows_worth_waiting=max(1, partitions // _WORTH_WAITING_SHARE),
                 rows_max=settings.group_commit_rows,
+                requests_max=_REQUESTS_A_PARTITION * partitions,
             ),
             answer_timeout_seconds=settings.answer_timeout_seconds,
         )

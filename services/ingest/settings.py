@@ -92,7 +92,7 @@ class IngestSettings(ServiceSettings):
         description="Milliseconds an event waits for others to share its record.",
     )
     group_commit_max_ms: float = Field(
-        default=24.0,
+        default=12.0,
         ge=0,
         le=1000,
         description="Milliseconds an event may wait while many others keep coming. Larger records cost less here, in "

@@ -69,7 +69,11 @@ class Rig:
             IngestTime(self.clock),
             partial(write_letter, Redactor(KEYS, CAPTURE)),
             rules=GroupRules(
-                delay_seconds=0.004, delay_seconds_max=0.020, rows_worth_waiting=3, rows_max=100
+                delay_seconds=0.004,
+                delay_seconds_max=0.020,
+                rows_worth_waiting=3,
+                rows_max=100,
+                requests_max=50,
             ),
             answer_timeout_seconds=8.0,
         )
@@ -124,6 +128,15 @@ async def test_many_rows_do_not_wait(rig: Rig) -> None:
     """At the bound of rows the group is sealed at once."""
     rig.submit("s", body(*["a"] * 100))
     assert sum(record.headers.rows for record in rig.log.records) == 100
+
+
+async def test_many_requests_do_not_wait(rig: Rig) -> None:
+    """At the bound of requests the group is sealed at once, and the next one begins."""
+    for _ in range(53):
+        rig.submit("s", body("a"))
+    assert [record.headers.rows for record in rig.log.records] == [50]
+    await rig.advance(4)
+    assert [record.headers.rows for record in rig.log.records] == [50, 3]
 
 
 async def test_a_request_is_answered_when_its_last_record_is_acknowledged(rig: Rig) -> None:

@@ -72,7 +72,9 @@ class Service:
             clock,
             ingest_time,
             partial(write_letter, Redactor(KEYS, CAPTURE, ("apikey",), ("apikey",))),
-            rules=GroupRules(delay_seconds=0, delay_seconds_max=0, rows_worth_waiting=1, rows_max=1),
+            rules=GroupRules(
+                delay_seconds=0, delay_seconds_max=0, rows_worth_waiting=1, rows_max=1, requests_max=1
+            ),
             answer_timeout_seconds=8,
         )
         gate = Gate(self.tokens, self.admission)
