@@ -87,10 +87,11 @@ def gather_changed(
         row.partition: row.planned_offset
         for row in connection.execute(select(plan_cursors.c.partition, plan_cursors.c.planned_offset))
     }
-    for partition, next_offset in sorted(offsets.items()):
+    behind = {p: offset for p, offset in offsets.items() if offset > planned.get(p, 0)}
+    # Shared out, so that the transaction stays as short with many partitions as with one.
+    rows_max = max(1, rows_max // max(1, len(behind)))
+    for partition, next_offset in sorted(behind.items()):
         cursor = planned.get(partition, 0)
-        if next_offset <= cursor:
-            continue
         changed = (
             select(usage.c.meter_id, usage.c.window_start_ms, usage.c.account, usage.c.changed_offset)
             .where(and_(usage.c.partition == partition, usage.c.changed_offset > cursor))

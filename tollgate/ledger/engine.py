@@ -59,8 +59,8 @@ _BEGIN_OPTION = "tollgate_begin"
 _TRANSIENT_CLASSES = frozenset({"08", "40", "53"})
 """SQLSTATE classes: connection exceptions, rollbacks (serialization, deadlock), insufficient resources."""
 
-_TRANSIENT_STATES = frozenset({"25006", "55P03", "57014", "57P01", "57P02", "57P03", "57P05"})
-"""Read-only (a failover in progress), lock timeout, statement timeout, shutdowns, starting up, idle timeout."""
+_TRANSIENT_STATES = frozenset({"25006", "25P03", "55P03", "57014", "57P01", "57P02", "57P03", "57P05"})
+"""Read-only (a failover in progress), idle in a transaction, lock timeout, statement timeout, shutdowns, starting up, idle timeout."""
 
 _COMMIT_DECIDED_CLASSES = frozenset({"22", "23", "25", "40", "42", "55"})
 """SQLSTATE classes the server answers COMMIT with after it has rolled back: the outcome is known."""

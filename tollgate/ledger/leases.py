@@ -98,15 +98,14 @@ def release_lease(engine: Engine, lease: Lease) -> None:
         _touch(connection, lease, holder=RELEASED)
 
 
-def fence(connection: Connection, lease: Lease) -> None:
+def fence(connection: Connection, lease: Lease, *, idle_ms: int = IDLE_TRANSACTION_TIMEOUT_MS) -> None:
     """Make the transaction fail unless `lease` is still the one in force. Its first statement, always.
 
-    It locks the row, so a take-over waits for this transaction or this transaction sees the take-over.
+    It locks the row, so a take-over waits for this transaction or this transaction sees the take-over: for `idle_ms`
+    at most, should this process freeze between two statements.
     """
     if connection.dialect.name == "postgresql":
-        connection.exec_driver_sql(
-            f"SET LOCAL idle_in_transaction_session_timeout = {IDLE_TRANSACTION_TIMEOUT_MS}"
-        )
+        connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = {idle_ms}")
     _touch(connection, lease, version=lease.version)
 
 

@@ -62,6 +62,9 @@ from tollgate.ledger.tables import (
 )
 from tollgate.ledger.urgency import gather_urgent
 
+_THINKING_MS = 60_000
+"""Between two statements a plan may be thought about for so long: one flush alone can touch a hundred thousand rows."""
+
 
 @dataclass(frozen=True, slots=True)
 class PlanReport:
@@ -100,7 +103,7 @@ def plan_postings(
     Raises LeaseLost, LedgerUnavailable and CommitUnknown: in each case planning again is safe.
     """
     with ledger_transaction(engine, isolation="snapshot") as connection:
-        fence(connection, lease)
+        fence(connection, lease, idle_ms=_THINKING_MS)
         controls = read_controls(connection)
         offsets = {
             row.partition: row.next_offset
