@@ -96,7 +96,11 @@ async def run(settings: IngestSettings, shutdown: Shutdown) -> None:
         drain_seconds = settings.shutdown_seconds * _DRAIN_SHARE
         try:
             async with serve_app(
-                service.app, settings.http.host, settings.http.port, drain_seconds=max(1, int(drain_seconds))
+                service.app,
+                settings.http.host,
+                settings.http.port,
+                drain_seconds=max(1, int(drain_seconds)),
+                direct=service.direct,
             ) as port:
                 # What was made so far lives as long as the process: keep it out of every collection.
                 gc.collect()

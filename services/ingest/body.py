@@ -72,26 +72,19 @@ async def read_body(receive: Receive, length: int | None, limits: BodyLimits, ho
     """
     if length is not None and length > limits.body_bytes_max:
         raise RefusedBody(413, f"the body is larger than {limits.body_bytes_max} bytes")
-    message = await receive()
-    body: bytes = message.get("body", b"") if message["type"] == "http.request" else b""
-    if message["type"] == "http.request" and not message.get("more_body"):
-        # The usual case: a small body arrives with its headers.
-        if len(body) > limits.body_bytes_max:
-            raise RefusedBody(413, f"the body is larger than {limits.body_bytes_max} bytes")
-        hold.grow(len(body))
-        return body
     try:
+        # From the headers on: who sends no body at all must not keep a request open for ever.
         async with asyncio.timeout(limits.timeout_seconds):
-            return await _read_rest(receive, message, limits.body_bytes_max, hold)
+            return await _read_chunks(receive, limits.body_bytes_max, hold)
     except TimeoutError:
         raise RefusedBody(408, "the body did not arrive in time") from None
 
 
-async def _read_rest(receive: Receive, message: object, body_bytes_max: int, hold: Hold) -> bytes:
+async def _read_chunks(receive: Receive, body_bytes_max: int, hold: Hold) -> bytes:
     chunks: list[bytes] = []
     size = 0
     while True:
-        assert isinstance(message, dict)
+        message = await receive()
         if message["type"] != "http.request":
             raise SenderGone
         chunk: bytes = message.get("body", b"")
@@ -101,8 +94,8 @@ async def _read_rest(receive: Receive, message: object, body_bytes_max: int, hol
         hold.grow(len(chunk))
         chunks.append(chunk)
         if not message.get("more_body"):
-            return b"".join(chunks)
-        message = await receive()
+            # The usual case: a small body arrives with its headers, in one piece, which is not copied.
+            return b"".join(chunks) if len(chunks) > 1 else chunk
 
 
 async def inflate(body: bytes, encoding: str, limits: BodyLimits, hold: Hold) -> bytes:

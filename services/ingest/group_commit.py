@@ -87,13 +87,27 @@ class GroupCommit:
     def submit(
         self, source: str, decoder: Decoder, reading: Entries[Any], *, trust_ids: bool
     ) -> asyncio.Future[Submission]:
-        """A future of what became of a body: settled once every event and every letter of it is in the log, or
-        when that is not known in time.
+        """A future of what became of a body: see `enter`."""
+        done, finish = self._promise()
+        self.enter(source, decoder, reading, finish, trust_ids=trust_ids)
+        return done
+
+    def enter(
+        self,
+        source: str,
+        decoder: Decoder,
+        reading: Entries[Any],
+        finish: Callable[[Submission], None],
+        *,
+        trust_ids: bool,
+    ) -> None:
+        """Put a body's events into the log. `finish` is told what became of it, once: when every event and every
+        letter of it is in the log, or when that is not known in time.
 
         When it was not acknowledged some of them may be in the log all the same: the sender is to send again, with
         the same ids.
         """
-        submission, done = self._open(len(reading.rejected) + (1 if reading.read else 0))
+        submission = self._open(len(reading.rejected) + (1 if reading.read else 0), finish)
         ingest_ms = self._ingest_time.now_ms()
         if reading.rejected:
             for rejected in reading.rejected:
@@ -105,12 +119,11 @@ class GroupCommit:
                 self.flush()
             else:
                 self._something.set()
-        return done
 
     def submit_rejected(self, source: str, format: str, rejected: Rejected) -> asyncio.Future[Submission]:
         """Like `submit`, for a body that is nothing but one dead letter."""
-        submission, done = self._open(1)
-        self._reject(rejected, format, source, self._ingest_time.now_ms(), submission)
+        done, finish = self._promise()
+        self._reject(rejected, format, source, self._ingest_time.now_ms(), self._open(1, finish))
         return done
 
     def submit_columns(self, source: str, columns: Columns) -> asyncio.Future[Submission]:
@@ -121,34 +134,44 @@ class GroupCommit:
         self, source: str, batch: pa.RecordBatch, accept_late: bool
     ) -> asyncio.Future[Submission]:
         """Like `submit`, for a batch of events that exists already. It is not packed with others."""
-        submission, done = self._open(1 if batch.num_rows else 0)
+        done, finish = self._promise()
+        submission = self._open(1 if batch.num_rows else 0, finish)
         if batch.num_rows:
             ingest_ms = self._ingest_time.now_ms()
             self._log.produce(self._packer.seal_batch(source, batch, submission, ingest_ms, accept_late))
         return done
 
-    def _open(self, parts: int) -> tuple[Submission, asyncio.Future[Submission]]:
+    def _promise(self) -> tuple[asyncio.Future[Submission], Callable[[Submission], None]]:
+        """A future, and what settles it."""
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
         done: asyncio.Future[Submission] = self._loop.create_future()
-        self._in_flight += 1
-        self._idle.clear()
 
         def finish(submission: Submission) -> None:
-            self._in_flight -= 1
-            if not self._in_flight:
-                self._idle.set()
             # The request may be gone: its client closed the connection.
             if not done.done():
                 done.set_result(submission)
 
-        submission = Submission(finish, parts)
-        if not parts:
+        return done, finish
+
+    def _open(self, parts: int, finish: Callable[[Submission], None]) -> Submission:
+        """A submission of so many parts; without any it is settled at once."""
+        self._in_flight += 1
+        self._idle.clear()
+
+        def end(submission: Submission) -> None:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._idle.set()
+            finish(submission)
+
+        submission = Submission(end, parts)
+        if parts:
+            deadline = self._clock.monotonic_seconds() + self._answer_timeout_seconds
+            self._waiting.append((deadline, submission))
+        else:
             submission.settle(True)
-            return submission, done
-        deadline = self._clock.monotonic_seconds() + self._answer_timeout_seconds
-        self._waiting.append((deadline, submission))
-        return submission, done
+        return submission
 
     def _reject(
         self, rejected: Rejected, format: str, source: str, ingest_ms: int, submission: Submission

@@ -35,10 +35,14 @@ from tollgate.runtime.backoff import Backoff
 from tollgate.runtime.clock import Clock
 from tollgate.runtime.health import Health
 from tollgate.runtime.http import Application, operations_app
+from tollgate.runtime.http_direct import DirectHandler
 from tollgate.runtime.kafka import new_producer
 from tollgate.runtime.metrics import Registry
 
-_REQUESTS_A_PARTITION = 4
+_REQUESTS_A_PARTITION = 16
+"""Nobody waits once so many requests a partition do: larger records gain little from here on, and their senders are
+kept from going on."""
+
 _WORTH_WAITING_SHARE = 8
 """A group stays open while half a delay brings an event for every eighth partition: by the longest delay each
 partition then has one or two."""
@@ -104,9 +108,12 @@ class Service:
             ),
             answer_timeout_seconds=settings.answer_timeout_seconds,
         )
-        self.app = self._create_app(keys, capture, ingest_time)
+        self.app, self.direct = self._create_app(keys, capture, ingest_time)
 
-    def _create_app(self, keys: KeyHasher, capture: Capture, ingest_time: IngestTime) -> Application:
+    def _create_app(
+        self, keys: KeyHasher, capture: Capture, ingest_time: IngestTime
+    ) -> tuple[Application, dict[str, DirectHandler]]:
+        """The app, and by path what takes small requests past it."""
         settings = self.settings
         decoders = _new_decoders(settings, keys, capture)
         limits = BodyLimits(
@@ -129,7 +136,8 @@ class Service:
             for path, entrance in entrances(decoders).items()
         }
         replay = ReplayDoor(Replayer(self.commit, decoders), gate, limits, self.clock, self.metrics)
-        return create_app(doors, replay, gate, operations_app(self.health, self.registry))
+        app = create_app(doors, replay, gate, operations_app(self.health, self.registry))
+        return app, {path: door.enter for path, door in doors.items()}
 
 
 def _new_decoders(settings: IngestSettings, keys: KeyHasher, capture: Capture) -> dict[str, Decoder]:

@@ -99,7 +99,8 @@ class TokenBook:
     def identify(self, headers: Mapping[bytes, bytes]) -> Caller | None:
         """The source whose token is among those of a request; None when none is in force. Names in lower case."""
         keyed = self._keyed.copy()
-        keyed.update(repr([headers.get(name) for name in _HEADERS]).encode())
+        # No header holds a NUL, so nothing else joins to the same.
+        keyed.update(b"\0".join([headers.get(name, b"") for name in _HEADERS]))
         # A digest, so that no token is held in clear.
         digest = keyed.digest()
         caller = self._callers.get(digest)

@@ -10,13 +10,15 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from contextlib import asynccontextmanager
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import uvicorn
 
 from tollgate.runtime.health import Health
+from tollgate.runtime.http_direct import DirectHandler, DirectProtocol
 from tollgate.runtime.metrics import Registry, render
 
 Scope = MutableMapping[str, Any]
@@ -83,20 +85,26 @@ async def serve_app(
     keep_alive_seconds: int = 75,
     backlog: int = 2048,
     connections_max: int | None = None,
+    direct: Mapping[str, DirectHandler] | None = None,
 ) -> AsyncIterator[int]:
     """Serve `app` from the running event loop for as long as the context lasts; yields the bound port.
 
     Port 0 takes any free one. On exit: stop accepting, close idle connections, let requests in flight finish for
     up to `drain_seconds`, cancel the rest. Installs no signal handler and writes no access log. Connections above
     `connections_max` are answered 503. Keep-alive is longer than the usual 60 seconds of a proxy in front, so
-    that it is the proxy that closes an idle connection and never meets one closed by us.
+    that it is the proxy that closes an idle connection and never meets one closed by us. `direct`, by path, are
+    offered small POSTs before `app` is.
 
     Raises OSError when the address cannot be bound, RuntimeError when the app's own start-up fails.
     """
+    handlers = {path.encode(): handler for path, handler in (direct or {}).items()}
     config = uvicorn.Config(
         app,
         host=host,
-        http="httptools",
+        # uvicorn calls it to make a protocol and asks nothing else of it.
+        http=cast("type[asyncio.Protocol]", partial(DirectProtocol, handlers=handlers))
+        if handlers
+        else "httptools",
         ws="none",
         lifespan="auto",
         log_config=None,

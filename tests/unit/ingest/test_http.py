@@ -94,6 +94,32 @@ class Service:
         }
         replay = ReplayDoor(Replayer(commit, decoders), gate, limits, clock, metrics)
         self.app = create_app(doors, replay, gate, operations_app(Health(clock), self.registry))
+        self.direct = {path: door.enter for path, door in doors.items()}
+        self.directly = 0
+        """Requests that took the short road."""
+
+
+class ShortRoad(httpx.AsyncBaseTransport):
+    """Offers a whole request to its door first, as the server does."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._long = httpx.ASGITransport(service.app)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        enter = self._service.direct.get(request.url.path)
+        if enter is not None and request.method == "POST" and "content-length" in request.headers:
+            answered: asyncio.Future[httpx.Response] = asyncio.get_running_loop().create_future()
+
+            def reply(status: int, body: bytes, headers: tuple[tuple[bytes, bytes], ...]) -> None:
+                length = [] if status == 204 else [(b"content-length", b"%d" % len(body))]
+                answered.set_result(httpx.Response(status, content=body, headers=[*headers, *length]))
+
+            headers = {name.lower(): value for name, value in request.headers.raw}
+            if enter(headers, await request.aread(), reply):
+                self._service.directly += 1
+                return await answered
+        return await self._long.handle_async_request(request)
 
 
 @pytest.fixture
@@ -101,9 +127,9 @@ def service(tmp_path: Path) -> Service:
     return Service(tmp_path)
 
 
-@pytest_asyncio.fixture
-async def client(service: Service) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(service.app)
+@pytest_asyncio.fixture(params=["long road", "short road"])
+async def client(service: Service, request: pytest.FixtureRequest) -> AsyncIterator[httpx.AsyncClient]:
+    transport = ShortRoad(service) if request.param == "short road" else httpx.ASGITransport(service.app)
     async with httpx.AsyncClient(
         transport=transport, base_url="http://ingest", headers={"authorization": f"Bearer {TOKEN}"}
     ) as client:
@@ -116,6 +142,32 @@ async def test_kong_is_answered_with_counts(client: httpx.AsyncClient, service: 
     assert (answer.status_code, answer.json()) == (200, {"accepted": 2, "rejected": 1})
     assert [row["account"] for row in service.log.rows] == ["user:cus_1"] * 2
     assert [letter.reason for letter in service.log.letters] == [DeadReason.UNSUPPORTED]
+    assert service.admission.bytes_held == 0
+
+
+async def test_what_is_usual_takes_the_short_road(service: Service) -> None:
+    """And nothing that must be refused or unpacked does: such a request is handed back untouched."""
+    async with httpx.AsyncClient(
+        transport=ShortRoad(service), base_url="http://i", headers={"x-tollgate-token": TOKEN}
+    ) as client:
+        for path, content_type, entry in (
+            ("/v1/logs/kong", "application/json; charset=utf-8", kong_entry()),
+            ("/v1/events", "text/plain", moesif_event()),
+            ("/api/v1/events", "application/cloudevents+json", cloud_event()),
+        ):
+            content = json.dumps(entry).encode()
+            headers = {"content-type": content_type}
+            assert (await client.post(path, content=content, headers=headers)).is_success
+            taken = service.directly
+            for more, unusual in (
+                ({"content-encoding": "gzip"}, gzip.compress(content)),
+                ({"x-tollgate-token": "tg_id1_no"}, content),
+                ({}, content[:-1]),
+                ({}, content.ljust(100_001)),
+            ):
+                await client.post(path, content=unusual, headers=headers | more)
+            assert service.directly == taken
+    assert service.directly == 3
     assert service.admission.bytes_held == 0
 
 

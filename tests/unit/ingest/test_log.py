@@ -22,6 +22,20 @@ from tollgate.runtime.health import Health
 from tollgate.runtime.metrics import new_registry
 
 
+class FakeBatch:
+    """One record, as aiokafka's builder takes it."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self.bytes_max = bytes_max
+        self.record: dict[str, Any] = {}
+
+    def append(self, **record: Any) -> object | None:
+        if len(record["value"]) > self.bytes_max:
+            return None
+        self.record = record
+        return object()
+
+
 class FakeProducer:
     """Keeps what is sent; ticks are acknowledged at once, records when `answers` are set."""
 
@@ -43,6 +57,12 @@ class FakeProducer:
         else:
             self.answers.append(answer)
         return answer
+
+    def create_batch(self) -> FakeBatch:
+        return FakeBatch(1000)
+
+    async def send_batch(self, batch: FakeBatch, topic: str, *, partition: int) -> Awaitable[object]:
+        return await self.send(topic, partition=partition, **batch.record)
 
     @property
     def ticks(self) -> list[Tick]:

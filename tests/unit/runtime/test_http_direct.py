@@ -1,0 +1,254 @@
+"""The short road beside uvicorn's own, on a connection in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import uvicorn
+from uvicorn.server import ServerState
+
+from tollgate.runtime.http import Receive, Scope, Send
+from tollgate.runtime.http_direct import DirectProtocol, Reply
+
+PATH = b"/take"
+JSON_TYPE = ((b"content-type", b"application/json"),)
+
+
+class Connection:
+    """A transport that keeps what is written."""
+
+    def __init__(self) -> None:
+        self.writes: list[bytes] = []
+        self.closed = False
+
+    def write(self, data: bytes) -> None:
+        assert not self.closed
+        self.writes.append(data)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def get_extra_info(self, name: str) -> Any:
+        return None
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+
+def say(road: str, headers: Mapping[bytes, bytes], body: bytes) -> bytes:
+    return json.dumps([road, headers.get(b"x-mark", b"").decode(), body.decode()]).encode()
+
+
+class Rig:
+    """One connection, an app that answers at once, and a handler that answers when told to."""
+
+    def __init__(self, *, takes: bool = True, fails: bool = False) -> None:
+        self.takes = takes
+        self.fails = fails
+        self.waiting: list[tuple[bytes, Reply]] = []
+        self.state = ServerState()
+        config = uvicorn.Config(self._app, interface="asgi3", lifespan="off", log_config=None)
+        config.load()
+        self.connection = Connection()
+        self.protocol = DirectProtocol(
+            config, self.state, {}, asyncio.get_running_loop(), handlers={PATH: self._handle}
+        )
+        self.protocol.connection_made(self.connection)  # type: ignore[arg-type]
+
+    async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = b""
+        while True:
+            message = await receive()
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                break
+        answer = say(f"long {scope['method']} {scope['path']}", dict(scope["headers"]), body)
+        headers = [*JSON_TYPE, (b"content-length", b"%d" % len(answer))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": answer})
+
+    def _handle(self, headers: Mapping[bytes, bytes], body: bytes, reply: Reply) -> bool:
+        if self.fails:
+            raise RuntimeError("a bug")
+        if self.takes:
+            self.waiting.append((say("short", headers, body), reply))
+        return self.takes
+
+    async def turn(self) -> None:
+        for _ in range(8):
+            await asyncio.sleep(0)
+
+    def answer_all(self) -> None:
+        waiting, self.waiting = self.waiting, []
+        for answer, reply in waiting:
+            reply(200, answer, JSON_TYPE)
+
+    async def ask(self, *parts: bytes) -> list[list[str]]:
+        """Feed the parts, answer whatever waits, and read the answers in the order they were written."""
+        for part in parts:
+            self.protocol.data_received(part)
+            await self.turn()
+        for _ in range(4):
+            self.answer_all()
+            await self.turn()
+        return read_answers(b"".join(self.connection.writes))
+
+
+def read_answers(data: bytes) -> list[list[str]]:
+    answers = []
+    while data:
+        head, _, rest = data.partition(b"\r\n\r\n")
+        lines = head.split(b"\r\n")
+        assert lines[0] == b"HTTP/1.1 200 OK", head
+        headers = dict(line.split(b": ", 1) for line in lines[1:])
+        assert headers[b"content-type"] == b"application/json"
+        size = int(headers[b"content-length"])
+        answers.append(json.loads(rest[:size]))
+        data = rest[size:]
+    return answers
+
+
+def post(mark: str, body: bytes = b"events", target: bytes = PATH) -> bytes:
+    return b"POST %s HTTP/1.1\r\nhost: t\r\nX-Mark: %s\r\ncontent-length: %d\r\n\r\n%s" % (
+        target,
+        mark.encode(),
+        len(body),
+        body,
+    )
+
+
+async def test_a_whole_request_is_answered_in_one_write() -> None:
+    """With its headers in lower case; the connection stays open for the next one."""
+    rig = Rig()
+    assert await rig.ask(post("a")) == [["short", "a", "events"]]
+    assert len(rig.connection.writes) == 1
+    assert await rig.ask(post("b", b"")) == [["short", "a", "events"], ["short", "b", ""]]
+    assert not rig.connection.closed
+    assert rig.state.total_requests == 2
+
+
+async def test_wherever_a_request_is_cut_it_is_answered_once_and_alike() -> None:
+    """Whole after all, it takes the short road; still coming, the long one; with nothing lost or doubled."""
+    request = post("a")
+    roads = set()
+    for cut in range(1, len(request)):
+        rig = Rig()
+        [[road, *rest]] = await rig.ask(request[:cut], request[cut:])
+        assert rest == ["a", "events"]
+        roads.add(road)
+        assert rig.state.total_requests == 1
+    # Cut in its head nothing is known yet, and the rest comes at once.
+    assert roads == {"short", "long POST /take"}
+
+
+@pytest.mark.parametrize("takes", [True, False])
+async def test_answers_keep_the_order_of_requests(takes: bool) -> None:
+    """Pipelined requests wait for the one before, whichever roads they take."""
+    rig = Rig(takes=takes)
+    requests = [post("1"), post("2", target=b"/other"), post("3"), post("4")]
+    answers = await rig.ask(b"".join(requests))
+    assert [mark for _, mark, _ in answers] == ["1", "2", "3", "4"]
+    assert [road for road, *_ in answers][:2] == ["short" if takes else "long POST /take", "long POST /other"]
+    assert await rig.ask(post("5")) == [*answers, ["short" if takes else "long POST /take", "5", "events"]]
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "road"),
+    [
+        (post("a", target=b"/take?x=1"), "long POST /take"),
+        (post("a", target=b"/take/"), "long POST /take/"),
+        (b"PUT /take HTTP/1.1\r\nhost: t\r\nx-mark: a\r\ncontent-length: 6\r\n\r\nevents", "long PUT /take"),
+        (
+            b"POST /take HTTP/1.1\r\nhost: t\r\nx-mark: a\r\nupgrade: h2c\r\ncontent-length: 6\r\n\r\nevents",
+            "short",
+        ),
+        (
+            (
+                b"POST /take HTTP/1.1\r\nhost: t\r\nx-mark: a\r\ntransfer-encoding: chunked\r\n\r\n"
+                b"3\r\neve\r\n3\r\nnts\r\n0\r\n\r\n"
+            ),
+            "short",
+        ),
+    ],
+)
+async def test_which_requests_take_which_road(request_bytes: bytes, road: str) -> None:
+    """A target with anything more to it, another method: the long road. Chunks that came at once are a whole."""
+    assert await Rig().ask(request_bytes) == [[road, "a", "events"]]
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"POST /take HTTP/1.0\r\nhost: t\r\nx-mark: a\r\ncontent-length: 6\r\n\r\nevents",
+        b"POST /take HTTP/1.1\r\nhost: t\r\nx-mark: a\r\nconnection: close\r\ncontent-length: 6\r\n\r\nevents",
+    ],
+)
+async def test_a_sender_that_wants_the_connection_closed_gets_it(request_bytes: bytes) -> None:
+    """That is the long road's business."""
+    rig = Rig()
+    assert await rig.ask(request_bytes) == [["long POST /take", "a", "events"]]
+    assert rig.connection.closed
+
+
+async def test_a_sender_that_waits_for_100_is_told_to_continue() -> None:
+    """The body comes after, and takes the long road."""
+    rig = Rig()
+    head = b"POST /take HTTP/1.1\r\nhost: t\r\nx-mark: a\r\nexpect: 100-continue\r\ncontent-length: 6\r\n\r\n"
+    rig.protocol.data_received(head)
+    await rig.turn()
+    assert rig.connection.writes == [b"HTTP/1.1 100 Continue\r\n\r\n"]
+    rig.connection.writes.clear()
+    assert await rig.ask(b"events") == [["long POST /take", "a", "events"]]
+
+
+async def test_what_the_handler_hands_back_takes_the_long_road() -> None:
+    """Untouched."""
+    assert await Rig(takes=False).ask(post("a")) == [["long POST /take", "a", "events"]]
+
+
+async def test_a_failing_handler_is_a_500_and_not_the_senders_fault() -> None:
+    """Senders give up what is answered 400."""
+    rig = Rig(fails=True)
+    rig.protocol.data_received(post("a"))
+    assert rig.connection.writes[0].startswith(b"HTTP/1.1 500 Internal Server Error\r\n")
+    assert b"\r\nconnection: close\r\n" in rig.connection.writes[0]
+    assert rig.connection.closed
+
+
+async def test_a_request_in_flight_is_answered_before_a_shutdown_closes() -> None:
+    """And the sender learns that the connection ends."""
+    rig = Rig()
+    rig.protocol.data_received(post("a"))
+    rig.protocol.shutdown()
+    assert not rig.connection.closed
+    rig.answer_all()
+    assert b"\r\nconnection: close\r\n" in rig.connection.writes[0]
+    assert rig.connection.closed
+
+
+async def test_nobody_is_answered_who_has_gone() -> None:
+    """The connection was lost while the handler worked."""
+    rig = Rig()
+    rig.protocol.data_received(post("a"))
+    rig.protocol.connection_lost(ConnectionResetError())
+    rig.answer_all()
+    assert rig.connection.writes == []
+
+
+@pytest.mark.parametrize("bad", [b"content-length: x\r\n\r\n", b"transfer-encoding: chunked\r\n\r\nZ\r\n"])
+async def test_what_is_no_http_is_a_400(bad: bytes) -> None:
+    """Also when it began like a request for the short road; nothing of it reaches a handler."""
+    rig = Rig()
+    rig.protocol.data_received(b"POST /take HTTP/1.1\r\nhost: t\r\n" + bad)
+    await rig.turn()
+    assert rig.connection.writes[0].startswith(b"HTTP/1.1 400 ")
+    assert rig.connection.closed
+    assert rig.waiting == []
