@@ -45,7 +45,8 @@ bench: $(STAMP) ## the speed table, on real Kafka and PostgreSQL, counts asserte
 	$(BIN)/python -m benchmarks
 
 nightly: $(STAMP) ## the long runs: 2,000,000 events through a kill storm, deep property tests
-	HYPOTHESIS_PROFILE=nightly REQUIRE_REAL=1 $(BIN)/python -m pytest -m nightly -s $(PYTEST_ARGS)
+	REQUIRE_REAL=1 $(BIN)/python -m pytest -m nightly -s $(PYTEST_ARGS)
+	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest tests/property -n $(WORKERS) --timeout 7200 $(PYTEST_ARGS)
 
 test-stripe: $(STAMP) ## the stand-in's contract suite against Stripe's own test mode: STRIPE_API_KEY=sk_test_...
 	@test -n "$$STRIPE_API_KEY" || { echo "set STRIPE_API_KEY=sk_test_... first"; exit 2; }
