@@ -11,6 +11,7 @@ from sandbox.stripe.invoices import as_shown, finalize, recounted, settle, total
 from sandbox.stripe.listing import list_objects
 from sandbox.stripe.params import merge_metadata
 from sandbox.stripe.settings import load
+from sandbox.stripe.subscription_cycle import preview_lines
 from sandbox.stripe.turns import Call, Turn, page
 from sandbox.stripe.versions import render
 
@@ -89,12 +90,17 @@ def list_invoices(turn: Turn, call: Call) -> JsonObject:
 
 
 def list_lines(turn: Turn, call: Call) -> JsonObject:
-    """``GET /v1/invoices/{id}/lines``."""
+    """``GET /v1/invoices/{id}/lines``, of a preview as well."""
     limit, after = call.params.integer("limit", 1, 100) or 10, call.params.text("starting_after")
     call.params.finish()
-    lines = recounted(turn, _invoice(turn, call.ids[0]))["_lines"]
+    lines = preview_lines(turn, call.ids[0])
+    if lines is None:
+        lines = recounted(turn, _invoice(turn, call.ids[0]))["_lines"]
     ids = [line["id"] for line in lines]
-    rest = lines[ids.index(after) + 1 :] if after in ids else lines
+    if after is not None and after not in ids:
+        # A preview's lines have other ids at each look.
+        raise refused(f"Invoice {call.ids[0]} does not have a line item {after}", param="starting_after")
+    rest = lines if after is None else lines[ids.index(after) + 1 :]
     return page(call, render(rest[:limit], call.version), len(rest) > limit)
 
 

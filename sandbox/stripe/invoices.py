@@ -106,4 +106,4 @@ def settle(turn: Turn, invoice: JsonObject) -> None:
 
 def preview_seen(invoice: JsonObject, version: str) -> JsonObject:
     """A draft that is shown and not stored."""
-    return dict(render(as_shown({**invoice, "id": f"upcoming_{invoice['id']}"}), version))
+    return dict(render(as_shown(invoice), version))

@@ -33,6 +33,9 @@ from sandbox.stripe.subscriptions import (
 from sandbox.stripe.turns import Call, Turn
 from sandbox.stripe.versions import render
 
+PREVIEW_PREFIX = "upcoming_in_"
+"""What the id of a preview begins with, in the place of `in_`."""
+
 
 def roll(turn: Turn, subscription_id: str) -> None:
     """A subscription's moment has come, at ``turn``'s instant: its period ends, or it does.
@@ -116,6 +119,23 @@ def preview_invoice(turn: Turn, call: Call) -> JsonObject:
         subscription = find_subscription(turn, subscription_id)
     if subscription is None or subscription["status"] in ENDED:
         raise refused("No upcoming invoices for customer", code="invoice_upcoming_none")
+    return preview_seen(_coming(turn, subscription), call.version)
+
+
+def preview_lines(turn: Turn, invoice_id: str) -> list[JsonObject] | None:
+    """All lines of a preview by its id, by the usage known now; None for an id that is no running preview's."""
+    suffix = invoice_id.removeprefix(PREVIEW_PREFIX)
+    if suffix == invoice_id:
+        return None
+    subscription = turn.state.find("subscription", f"sub_{suffix}")
+    if subscription is None or subscription["status"] in ENDED:
+        return None
+    lines: list[JsonObject] = _coming(turn, subscription)["_lines"]
+    return lines
+
+
+def _coming(turn: Turn, subscription: JsonObject) -> JsonObject:
+    """A running subscription's next invoice, not stored. It is named after the subscription: there is one at a time."""
     customer = find_customer(turn, subscription["customer"])
     if customer is None:
         raise AssertionError("deleting a customer cancels its subscriptions")
@@ -132,6 +152,5 @@ def preview_invoice(turn: Turn, call: Call) -> JsonObject:
                 )
                 lines.append(licence_line(item, price, end, following))
     lines += [invoice_item_line(entry) for entry in pending_items(turn, customer["id"], subscription["id"])]
-    return preview_seen(
-        draft_body(turn, customer, subscription, "upcoming", (start, end), lines), call.version
-    )
+    invoice = draft_body(turn, customer, subscription, "upcoming", (start, end), lines)
+    return {**invoice, "id": PREVIEW_PREFIX + subscription["id"].removeprefix("sub_")}

@@ -10,9 +10,10 @@ import click
 
 from services.cli.cancel import NotCancelled, flush_then_cancel
 from services.cli.console import Output, format_time, output_options, print_rows
-from services.cli.gateway import StripeGateway, StripeUnreachable
+from services.cli.gateway import StripeUnreachable
 from services.cli.group import Group
 from services.cli.ledger import open_book
+from services.cli.pinned_stripe import pinned_stripe
 from services.cli.settings import CliSettings
 from tollgate.ledger.directory import list_customers, list_mappings
 from tollgate.metering.currency import format_amount
@@ -97,7 +98,7 @@ def cancel(subscription: str, yes: bool, drain_seconds: float, timeout_minutes: 
     if not yes:
         click.confirm(f"End {subscription} now, with a last invoice?", abort=True)
     try:
-        with StripeGateway(settings.stripe) as stripe:
+        with pinned_stripe(engine, settings.stripe) as stripe:
             ended = flush_then_cancel(
                 engine,
                 stripe,

@@ -123,8 +123,13 @@ class StripeGateway:
         return self._ask("get", path, **params)
 
     def preview_invoice(self, subscription_id: str) -> Json:
-        """A subscription's coming invoice by what Stripe knows now. Nothing is made."""
-        return self._ask("post", "/v1/invoices/create_preview", subscription=subscription_id)
+        """A subscription's coming invoice by what Stripe knows now, with all its lines. Nothing is made."""
+        invoice = self._ask("post", "/v1/invoices/create_preview", subscription=subscription_id)
+        if invoice["lines"].get("has_more"):
+            # Ten are embedded: without the others, usage that is there would be missing.
+            lines = self.list_all(f"/v1/invoices/{invoice['id']}/lines")
+            invoice = {**invoice, "lines": {**invoice["lines"], "data": lines, "has_more": False}}
+        return invoice
 
     def exists(self, path: str) -> bool:
         """Whether there is an object at `path`, and it has not been deleted."""

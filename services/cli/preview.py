@@ -15,8 +15,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from services.cli.console import console, format_time
-from services.cli.gateway import StripeGateway, StripeUnreachable
+from services.cli.gateway import StripeUnreachable
 from services.cli.ledger import open_book
+from services.cli.pinned_stripe import pinned_stripe
 from services.cli.preview_lines import CustomerUnknown, ItemPreview, SubscriptionPreview, preview_customer
 from services.cli.settings import CliSettings
 from tollgate.metering.currency import format_amount
@@ -52,7 +53,7 @@ def preview(customer: str, as_json: bool, lag_minutes: float) -> None:
     settings = load_settings(CliSettings)
     engine = open_book(settings)
     try:
-        with StripeGateway(settings.stripe) as stripe:
+        with pinned_stripe(engine, settings.stripe) as stripe:
             found = preview_customer(
                 engine, stripe, customer, SystemClock().now_ms(), int(lag_minutes * 60_000)
             )

@@ -5,7 +5,7 @@ Owns Stripe's spelling of a preview and of prices' terms. It refuses to know how
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from tollgate.ledger.meter_terms import load_meter_terms
 from tollgate.ledger.reconciliation_views import load_view
 from tollgate.metering.preview import Compared, LedgerLine, compare_line, sum_up_line
 from tollgate.metering.pricing import AmountPart, ForeignPrice, Price, price_from_fields, price_quantity
-from tollgate.metering.reconciliation import Subject
+from tollgate.metering.reconciliation import EXACT, Subject
 
 EVENT_NAME_LABEL = "tollgate_event_name"
 """Metadata key of a metered price without a Billing Meter: which meter's usage it bills."""
@@ -121,18 +121,14 @@ class _Book:
 
     def preview(self, subscription: Json) -> SubscriptionPreview:
         invoice = self._stripe.preview_invoice(subscription["id"])
-        lines = {_item_of(line): line for line in invoice["lines"]["data"] if _item_of(line) is not None}
-        items, metered = [], set()
-        for item in self._stripe.list_all("/v1/subscription_items", subscription=subscription["id"]):
-            if (item["price"].get("recurring") or {}).get("usage_type") == "metered":
-                metered.add(item["id"])
-                free = subscription["status"] == "trialing"
-                items.append(self._item(item, lines.get(item["id"]), free=free))
-        others = tuple(
-            (str(line["description"] or "other"), int(line["amount"]))
-            for line in invoice["lines"]["data"]
-            if _item_of(line) not in metered
-        )
+        metered = {
+            str(item["id"]): item
+            for item in self._stripe.list_all("/v1/subscription_items", subscription=subscription["id"])
+            if (item["price"].get("recurring") or {}).get("usage_type") == "metered"
+        }
+        usage, others = sort_lines(invoice["lines"]["data"], metered)
+        free = subscription["status"] == "trialing"
+        items = [self._item(item, usage.get(item_id), free=free) for item_id, item in metered.items()]
         return SubscriptionPreview(
             subscription_id=subscription["id"],
             status=subscription["status"],
@@ -140,22 +136,22 @@ class _Book:
             period_start_ms=invoice["period_start"] * 1000,
             period_end_ms=invoice["period_end"] * 1000,
             items=tuple(items),
-            others=others,
+            others=tuple(others),
             stripe_total=int(invoice["total"]),
         )
 
-    def _item(self, item: Json, line: Json | None, *, free: bool) -> ItemPreview:
-        span = {"start": item["current_period_start"], "end": item["current_period_end"]}
+    def _item(self, item: Json, line: UsageLine | None, *, free: bool) -> ItemPreview:
+        start_s, end_s = item["current_period_start"], item["current_period_end"]
         if line is not None:
             # A price that changed within the period has its line begin there.
-            span = line["period"]
+            start_s, end_s = line.start_s, line.end_s
         event_name = self._event_name(item["price"])
-        subject = Subject(self._customer_id, event_name, span["start"] * 1000, span["end"] * 1000)
+        subject = Subject(self._customer_id, event_name, start_s * 1000, end_s * 1000)
         view = load_view(self._engine, subject)
         ours = sum_up_line(view.in_period, view.missing, self._now_ms, self._lag_ms)
         price, problem = self._terms(item["price"]["id"])
-        quantity = None if line is None else _quantity(line)
-        amount = None if line is None else int(line["amount"])
+        quantity = None if line is None else line.quantity
+        amount = None if line is None else line.amount
         coming = None if price is None or free else price_quantity(price, ours.coming)
         by_formula = None if price is None or quantity is None else price_quantity(price, quantity).amount
         return ItemPreview(
@@ -192,6 +188,44 @@ class _Book:
             return price_from_fields(self._stripe.retrieve(f"/v1/prices/{price_id}", expand=["tiers"])), ""
         except ForeignPrice as error:
             return None, f"{price_id} cannot be priced here: {error}"
+
+
+@dataclass(frozen=True, slots=True)
+class UsageLine:
+    """What a coming invoice bills of one metered item's usage. `amount` is in the currency's minor unit."""
+
+    start_s: int
+    end_s: int
+    quantity: Decimal
+    amount: int
+
+
+def sort_lines(
+    lines: Iterable[Mapping[str, Any]], metered: Container[str]
+) -> tuple[dict[str, UsageLine], list[tuple[str, int]]]:
+    """An invoice's lines: what each metered item's open part comes to, and description and amount of all others.
+
+    Lines of one item and one span are one: Stripe may write a line for each tier. An item's earlier span, whose price
+    was another, is among the others.
+    """
+    usage: dict[tuple[str, int, int], UsageLine] = {}
+    described: dict[tuple[str, int, int], str] = {}
+    others = []
+    for line in lines:
+        item, name, amount = _item_of(line), str(line["description"] or "other"), int(line["amount"])
+        if item is None or item not in metered:
+            others.append((name, amount))
+            continue
+        span = int(line["period"]["start"]), int(line["period"]["end"])
+        before = usage.get((item, *span), UsageLine(*span, Decimal(0), 0))
+        quantity = EXACT.add(before.quantity, _quantity(line))
+        usage[item, *span] = UsageLine(*span, quantity, before.amount + amount)
+        described.setdefault((item, *span), name)
+    latest = {item: found for (item, *_), found in sorted(usage.items())}
+    for place, found in usage.items():
+        if latest[place[0]] is not found:
+            others.append((described[place], found.amount))
+    return latest, others
 
 
 def _item_of(line: Mapping[str, Any]) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,10 +17,12 @@ from decimal import Decimal
 from typing import Any
 
 import httpx
+from click.testing import CliRunner
 from prometheus_client import CollectorRegistry
 from sqlalchemy import select
 
 from sandbox.stripe.process import StandInControl, StripeStandIn
+from services.cli.__main__ import cli
 from services.stripe_sync.book import Book, Threads
 from services.stripe_sync.bucket import TokenBucket
 from services.stripe_sync.gateway import StripeGateway
@@ -37,6 +40,7 @@ from services.webhooks.pace import Pace
 from services.webhooks.projector import Batch, Projector
 from tests.contract.ledger.postings_world import T0, World
 from tollgate.contracts.journal import JournalEntry
+from tollgate.ledger.catalogue import load_meter_set
 from tollgate.ledger.customers import CustomerBook
 from tollgate.ledger.directory import MappingRule
 from tollgate.ledger.engine import ledger_transaction, read_snapshot
@@ -132,6 +136,7 @@ class PeriodRig:
         self.registry = CollectorRegistry()
         self.ticking = True
         self._base_url = stand_in.base_url
+        self._url = url
         self._events_done: set[str] = set()
         self._meters: dict[str, tuple[str, int]] = {}
         self._stop = asyncio.Event()
@@ -289,7 +294,34 @@ class PeriodRig:
 
     # --------------------------------------------------------------------------------------- at home
 
-    def use(self, customer: str, when: str, units: int, *, event_name: str = "calls") -> None:
+    def command(self, *words: str) -> tuple[int, str]:
+        """Exit code and output of a `tollgate` command."""
+        environment = {
+            "TOLLGATE_LEDGER__URL": self._url,
+            "STRIPE_API_KEY": KEY,
+            "TOLLGATE_STRIPE__API_BASE": self._base_url,
+        }
+        result = CliRunner().invoke(cli, words, env=environment)
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
+        return result.exit_code, result.output
+
+    def preview(self, customer: str) -> tuple[int, Any]:
+        """Exit code and document of `tollgate preview --json`."""
+        code, output = self.command("preview", customer, "--json")
+        return code, json.loads(output)
+
+    def apply(self, meters_yaml: str) -> None:
+        """`tollgate meters apply` of a file; its meters are known here from then on."""
+        code, output = self.command("meters", "apply", meters_yaml, "--yes")
+        assert code == 0, output
+        at_stripe = {
+            body["event_name"]: body["id"] for body in self.get("/v1/billing/meters?limit=100")["data"]
+        }
+        for version in load_meter_set(self.engine).meters:
+            event_name = version.meter.name
+            self._meters[event_name] = (at_stripe[event_name], version.meter_id)
+
+    def use(self, customer: str, when: str, units: int | Decimal, *, event_name: str = "calls") -> None:
         """The meter has counted `units` more for the customer, of an event at `when`."""
         self.meter(event_name)
         meter_id, event_ms = self._meters[event_name][1], at_s(when) * 1000

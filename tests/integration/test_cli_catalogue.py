@@ -175,6 +175,33 @@ def test_the_demo_s_meters_are_applied_and_unchanged_afterwards(bench: Bench) ->
     assert "nothing to do at Stripe" in bench.run().stdout
 
 
+PERIODS = {
+    "day": ("day", 1),
+    "week": ("week", 1),
+    "month": ("month", 1),
+    "3 months": ("month", 3),
+    "6 months": ("month", 6),
+    "year": ("year", 1),
+    "{every: 10, unit: day}": ("day", 10),
+}
+
+
+def test_every_billing_period_is_made_and_read_back(bench: Bench, gateway: StripeGateway) -> None:
+    """Each as Stripe spells it, and none is a change the second time."""
+    text = "meters:\n" + "".join(
+        f"  - {{name: {bench.name}_{number}, metric: count, stripe: {{price: "
+        f"{{model: standard, currency: usd, unit_amount: 2, interval: {written}}}}}}}\n"
+        for number, written in enumerate(PERIODS)
+    )
+    bench.write(text=text)
+    bench.run()
+    for number, (interval, count) in enumerate(PERIODS.values()):
+        (price,) = gateway.list_all("/v1/prices", lookup_keys=[f"tollgate_{bench.name}_{number}"])
+        made = price["recurring"]
+        assert (made["interval"], made["interval_count"], made["usage_type"]) == (interval, count, "metered")
+    assert "nothing to do at Stripe" in bench.run().stdout
+
+
 def test_a_changed_amount_makes_a_new_price_and_keeps_the_old(bench: Bench, stand_in: StripeStandIn) -> None:
     """The key moves; a subscriber stays on what was agreed; the meter counts on as the same version."""
     bench.run()
@@ -284,6 +311,35 @@ def test_a_meter_that_does_not_fit_is_refused_before_anything_changes(
     assert reason in refused.stderr
     assert "nothing was changed" in refused.stderr
     assert (writes(control), bench.ledger_meters()) == (before, [])
+
+
+@pytest.mark.parametrize(
+    ("second", "reason"),
+    [
+        ("price: {model: standard, currency: usdd, unit_amount: 1}", "'usdd' is none that Stripe knows"),
+        (
+            (
+                "price: {model: graduated, currency: usd, tiers: "
+                "[{up_to: 20, unit_amount: 5}, {up_to: 10, unit_amount: 4}, {up_to: inf, unit_amount: 3}]}"
+            ),
+            "up_to 10 is not above the 20",
+        ),
+        ("event_name: {name}", "event_name '{name}' is taken by meter '{name}'"),
+    ],
+    ids=["unknown-currency", "tiers-out-of-order", "one-event-name-twice"],
+)
+def test_a_file_that_is_wrong_in_one_meter_changes_nothing_for_any(
+    bench: Bench, control: StandInControl, second: str, reason: str
+) -> None:
+    """The meter before it is right, and is not made either: neither at Stripe nor in the ledger."""
+    other = f"  - {{name: other, metric: count, stripe: {{{second.replace('{name}', bench.name)}}}}}\n"
+    bench.write(text=FILE.format(name=bench.name, amount=2) + other)
+    before = writes(control)
+    refused = bench.run(code=1)
+    assert reason.replace("{name}", bench.name) in refused.stderr
+    assert "meter 'other'" in refused.stderr
+    assert (writes(control), bench.ledger_meters()) == (before, [])
+    assert bench.at_stripe() == ([], [], [])
 
 
 def test_a_deactivated_meter_is_refused_until_it_is_reactivated(bench: Bench, gateway: StripeGateway) -> None:

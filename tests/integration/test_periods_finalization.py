@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
 from decimal import Decimal
-from typing import Any
 
 import pytest
-from click.testing import CliRunner
+from sqlalchemy import update
 
 from sandbox.stripe.process import StripeStandIn
-from services.cli.__main__ import cli
 from services.cli.cancel import Cancelled, NotCancelled, flush_then_cancel
 from services.cli.gateway import StripeGateway
 from services.cli.settings import StripeSettings
 from tests.integration.period_rig import KEY, Bill, PeriodRig, at_s, period_rig
 from tests.integration.test_periods import GRADUATED
+from tollgate.ledger.engine import ledger_transaction
 from tollgate.ledger.finalizations import Delay, DelayState, list_delays
 from tollgate.ledger.postings import park_posting, resume_posting
+from tollgate.ledger.tables import pins
 from tollgate.metering.finalization import Incomplete
 
 # Stripe's client hands httpx its body the old way.
@@ -216,23 +215,6 @@ async def test_a_draft_somebody_holds_by_hand_is_left_alone(
 # ---------------------------------------------------------------------------------------------- previews
 
 
-def tollgate(rig: PeriodRig, url: str, stand_in: StripeStandIn, *words: str) -> tuple[int, str]:
-    """Exit code and output of a command."""
-    environment = {
-        "TOLLGATE_LEDGER__URL": url,
-        "STRIPE_API_KEY": KEY,
-        "TOLLGATE_STRIPE__API_BASE": stand_in.base_url,
-    }
-    result = CliRunner().invoke(cli, words, env=environment)
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
-    return result.exit_code, result.output
-
-
-def preview_of(rig: PeriodRig, url: str, stand_in: StripeStandIn, customer: str) -> tuple[int, Any]:
-    code, output = tollgate(rig, url, stand_in, "preview", customer, "--json")
-    return code, json.loads(output)
-
-
 async def test_a_preview_spells_tiers_out_and_agrees_with_stripe(
     period_stand_in: StripeStandIn, period_url: str
 ) -> None:
@@ -244,7 +226,7 @@ async def test_a_preview_spells_tiers_out_and_agrees_with_stripe(
         rig.use(customer, "2027-01-10 10:00:00", 150)
         await rig.at("2027-01-10 10:01:00")
         rig.use(customer, "2027-01-11 10:00:00", 5)
-        code, [subscription] = preview_of(rig, period_url, period_stand_in, customer)
+        code, [subscription] = rig.preview(customer)
         [item] = subscription["items"]
         assert code == 0
         assert (item["posted"], item["pending"], item["held"], item["coming"]) == ("150", "5", {}, "155")
@@ -252,7 +234,7 @@ async def test_a_preview_spells_tiers_out_and_agrees_with_stripe(
         assert (item["amount"], subscription["our_total"], subscription["stripe_total"]) == (1275, 1275, 1250)
         assert item["stripe"] == {"quantity": "150", "amount": 1250}
         assert (item["result"], item["why"]) == ("agrees", ["5 on their way"])
-        code, text = tollgate(rig, period_url, period_stand_in, "preview", customer)
+        code, text = rig.command("preview", customer)
         assert code == 0
         for words in ("1 to 100", "from 101 on", "10.00 usd", "2.75 usd", "ours 12.75 usd, Stripe 12.50 usd"):
             assert words in text
@@ -273,11 +255,11 @@ async def test_a_preview_names_what_is_held_and_finds_what_nothing_explains(
                 "timestamp": at_s("2027-01-09"),
             },
         )
-        code, [subscription] = preview_of(rig, period_url, period_stand_in, customer)
+        code, [subscription] = rig.preview(customer)
         assert code == 1
         assert subscription["items"][0]["result"] == "differs"
         assert subscription["items"][0]["why"] == ["Stripe has 4 more than was posted"]
-        code, output = tollgate(rig, period_url, period_stand_in, "preview", "cus_nobody")
+        code, output = rig.command("preview", "cus_nobody")
         assert (code, "knows no customer cus_nobody" in output) == (1, True)
 
 
@@ -296,7 +278,7 @@ async def test_a_preview_after_a_price_change_is_of_the_part_that_is_open(
         await rig.live()
         rig.use(customer, "2027-01-17 10:00:00", 4)
         await rig.at("2027-01-17 10:01:00")
-        code, [subscription] = preview_of(rig, period_url, period_stand_in, customer)
+        code, [subscription] = rig.preview(customer)
         assert code == 0
         [line] = subscription["items"]
         assert (line["posted"], line["amount"], line["stripe"]["amount"]) == ("4", 20, 20)
@@ -314,7 +296,7 @@ async def test_a_preview_within_a_trial_comes_to_nothing(
         await rig.live()
         rig.use(customer, "2027-01-10 10:00:00", 10)
         await rig.at("2027-01-10 10:01:00")
-        code, [subscription] = preview_of(rig, period_url, period_stand_in, customer)
+        code, [subscription] = rig.preview(customer)
         assert code == 0
         assert subscription["items"][0]["posted"] == "10"
         assert subscription["our_total"] == subscription["stripe_total"] == 0
@@ -381,6 +363,28 @@ async def test_cancel_waits_for_the_usage_and_bills_it(
         assert rig.held() == {}
         again, _ = await cancel(rig, period_stand_in, subscription)
         assert isinstance(again, NotCancelled)
+
+
+@pytest.mark.parametrize("pinned", [{"stripe_account": "acct_other"}, {"stripe_mode": "live"}])
+async def test_a_key_of_another_account_or_mode_previews_and_cancels_nothing(
+    period_stand_in: StripeStandIn, period_url: str, pinned: dict[str, str]
+) -> None:
+    """The subscription is there for that key, and no usage of it here: it is neither compared nor ended."""
+    async with period_rig(period_stand_in, period_url, "2027-01-01") as rig:
+        customer = rig.customer()
+        subscription = rig.subscribe(customer, rig.price(3))["id"]
+        await rig.live()
+        (name, value), *_ = pinned.items()
+        with ledger_transaction(rig.engine) as connection:
+            connection.execute(update(pins).where(pins.c.name == name).values(value=value))
+        before = sum(row["count"] for row in rig.control.requests())
+        for words in (("preview", customer), ("customers", "cancel", subscription, "--yes", "--anyway")):
+            code, output = rig.command(*words)
+            assert code == 1
+            assert name in output
+        asked = sum(row["count"] for row in rig.control.requests()) - before
+        assert asked == {"stripe_account": 2, "stripe_mode": 0}[name], "whose key it is, and nothing else"
+        assert rig.get(f"/v1/subscriptions/{subscription}")["status"] == "active"
 
 
 async def test_cancel_changes_nothing_while_usage_cannot_be_sent(

@@ -48,6 +48,7 @@ FAULTS: dict[str, dict[str, object]] = {
     "lock_timeout": {"kind": "lock_timeout", "times": 5},
     "409": {"kind": "conflict_409", "times": 5},
     "401": {"kind": "unauthorized_401", "times": 3},
+    "403": {"kind": "forbidden_403", "times": 3},
 }
 
 
@@ -94,6 +95,25 @@ def test_unknown_for_longer_than_stripe_remembers(rig: ModesRig, arrived: bool, 
     sent = [event["identifier"] for event in rig.control.meter_events(event_name=rig.name)]
     if rig.mode == "delta":
         assert len(sent) == len(set(sent))
+
+
+@pytest.mark.parametrize("mode", ["delta", "window_total"])
+def test_a_meter_that_is_deactivated_for_a_while_loses_nothing(rig: ModesRig) -> None:
+    """Refused at once while it is inactive, whatever is counted meanwhile; a usage record has no meter."""
+    grow(rig)
+    rig.run(rig.agrees)
+    first = rig.at_stripe()
+    (meter,) = [m for m in rig.client.v1.billing.meters.list({"limit": 100}) if m.event_name == rig.name]
+    rig.client.v1.billing.meters.deactivate(meter.id)
+    grow(rig, by=100)
+    minutes = iter(range(5))
+    rig.run(lambda: next(minutes) == 4)
+    assert rig.at_stripe() == first
+    assert not rig.is_settled()
+    grow(rig, by=200)
+    rig.client.v1.billing.meters.reactivate(meter.id)
+    rig.run(rig.agrees)
+    rig.check_law()
 
 
 @pytest.mark.parametrize("mode", ["delta", "window_total"])

@@ -40,9 +40,9 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StripeStandIn
 
 @pytest.fixture
 def rig(
-    sqlite_url: str, broker_settings: BrokerSettings, stand_in: StripeStandIn, tmp_path: Path
+    ledger_url: str, broker_settings: BrokerSettings, stand_in: StripeStandIn, tmp_path: Path
 ) -> Iterator[Rig]:
-    made = Rig.make(sqlite_url, broker_settings, stand_in, tmp_path)
+    made = Rig.make(ledger_url, broker_settings, stand_in, tmp_path)
     yield made
     made.close()
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.integration.webhooks_rig import WebhooksRig, webhooks_rig
 from tests.parts.kafka import BrokerSettings
@@ -15,6 +18,25 @@ HOUR_SECONDS = 3600
 REPORTS = ("v1.billing.meter.error_report_triggered", "v1.billing.meter.no_meter_found")
 
 State = dict[str, list[tuple[Any, ...]]]
+FreshLedger = Callable[[str], str]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def fresh_ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FreshLedger]:
+    """Makes the URL of an empty database of one kind: a story told twice needs two of them."""
+    if request.param == "sqlite":
+        yield lambda name: f"sqlite:///{tmp_path / name}.sqlite3"
+        return
+    postgres: PostgresPart = request.getfixturevalue("postgres")
+    made: list[str] = []
+
+    def fresh(_: str) -> str:
+        made.append(postgres.fresh())
+        return made[-1]
+
+    yield fresh
+    for url in made:
+        postgres.drop(url)
 
 
 def _listen_for_reports(rig: WebhooksRig) -> None:
@@ -97,7 +119,7 @@ def _state(rig: WebhooksRig) -> State:
 
 
 def test_three_lost_days_are_filled_by_the_polls(
-    tmp_path: Path, broker_settings: BrokerSettings, postgres: PostgresPart
+    tmp_path: Path, broker_settings: BrokerSettings, fresh_ledger: FreshLedger
 ) -> None:
     """The same story told with webhooks and without: one state, quantities on the invoices and refusals included."""
     began_s = int(time.time()) - 4 * DAY_SECONDS - 2 * HOUR_SECONDS
@@ -105,11 +127,10 @@ def test_three_lost_days_are_filled_by_the_polls(
     for way in ("delivered", "lost"):
         directory = tmp_path / way
         directory.mkdir()
-        url = postgres.fresh()
         settings = broker_settings.model_copy(
             update={"topic_prefix": f"{broker_settings.topic_prefix}{way}."}
         )
-        with webhooks_rig(directory, settings, url, began_s) as rig:
+        with webhooks_rig(directory, settings, fresh_ledger(way), began_s) as rig:
             _listen_for_reports(rig)
             rig.stack.start("webhooks")
             price, customers = _sign_up(rig)
@@ -134,7 +155,6 @@ def test_three_lost_days_are_filled_by_the_polls(
             rig.wait_projected()
             rig.wait(lambda rig=rig: rig.rows("SELECT identifier FROM rejections") == [("refused",)])  # type: ignore[misc]
             states[way] = _state(rig)
-        postgres.drop(url)
     assert states["delivered"]["lines"], "usage was billed"
     assert any(row[-1] == "7" for row in states["delivered"]["lines"])
     assert states["lost"] == states["delivered"]

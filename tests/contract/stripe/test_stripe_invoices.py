@@ -262,6 +262,26 @@ def test_preview_shows_usage_so_far(target: Target) -> None:
     assert target.eventually(previewed)
 
 
+def test_a_preview_shows_ten_lines_and_lists_the_others(target: Target) -> None:
+    """Its id, which begins with `upcoming_in`, lists all of them, as an invoice's does."""
+    meters, customer = [target.meter() for _ in range(11)], target.customer()
+    subscription = target.client.v1.subscriptions.create(
+        {"customer": customer, "items": [{"price": target.price(meter)} for meter in meters]}
+    )
+    target.send(meters[-1], customer, 21)
+
+    def listed() -> bool:
+        preview = target.client.v1.invoices.create_preview({"subscription": subscription.id})
+        assert preview.id.startswith("upcoming_in_")
+        assert (len(preview.lines.data), preview.lines.has_more) == (10, True)
+        lines = target.client.v1.invoices.line_items.list(preview.id, {"limit": 100})
+        billed = {line.parent.subscription_item_details.subscription_item for line in lines.data}  # type: ignore[union-attr]
+        assert billed == {item.id for item in subscription["items"].data}
+        return sum(line.amount for line in lines.data) == 42
+
+    assert target.eventually(listed)
+
+
 def test_months_skipped_at_once_are_billed_one_by_one(target: Target, control: StandInControl) -> None:
     """A jump over three periods leaves the three invoices waiting would have left."""
     customer = target.customer()

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.metering.price_tables import (
+    DOZENS,
     FREE_THEN_PAID,
     GRADUATED,
     ONE_TIER,
@@ -69,6 +70,12 @@ def test_a_package_is_due_when_begun_or_when_full(rounding: str, quantity: str, 
     assert line.exact == D("2.5") * packages
     assert line.parts[0].units == packages
     assert line.quantity == D(quantity)
+
+
+@pytest.mark.parametrize(("quantity", "amount"), DOZENS)
+def test_a_package_at_a_fraction_of_a_cent_is_rounded_once(quantity: str, amount: int) -> None:
+    """Packages are whole; what they cost together is rounded at the end."""
+    assert price_quantity(package("2.5", 12, "up"), D(quantity)).amount == amount
 
 
 @pytest.mark.parametrize(("tiers", "quantity", "amount"), GRADUATED)
