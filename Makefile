@@ -3,12 +3,14 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 3
+MINUTES ?= 20
+SEED ?= 1
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PYTHONDONTWRITEBYTECODE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format docs bench bench-full nightly test-stripe lock clean
+.PHONY: help demo test check format docs bench bench-full simulate storm fault-matrix nightly test-stripe lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -43,6 +45,15 @@ docs: $(STAMP) ## write the generated documents
 
 bench: $(STAMP) ## the speed table, on real Kafka and PostgreSQL, counts asserted in the same run
 	$(BIN)/python -m benchmarks
+
+storm: $(STAMP) ## faults on real processes for MINUTES, from SEED: lost and doubled must be 0 (RECORD=1 keeps it for docs/proof.md)
+	$(BIN)/python -m tests.storm --minutes $(MINUTES) --seed $(SEED) $(if $(RECORD),--report docs/recorded/storm.json) $(STORM_ARGS)
+
+fault-matrix: $(STAMP) ## run every test that docs/fault-matrix.md names, and record the results for it
+	REQUIRE_REAL=1 $(BIN)/python -m tests.fault_matrix
+
+simulate: $(STAMP) ## SEEDS=200 runs of the whole installation in virtual time under faults; RUN=n runs seed n again
+	$(BIN)/python -m tests.simulation $(if $(RUN),--seed $(RUN),--seeds $(or $(SEEDS),200)) $(SIMULATE_ARGS)
 
 nightly: $(STAMP) ## the long runs: 2,000,000 events through a kill storm, deep property tests
 	REQUIRE_REAL=1 $(BIN)/python -m pytest -m nightly -s $(PYTEST_ARGS)

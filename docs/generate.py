@@ -1,4 +1,5 @@
-"""Writes the documents that are generated from code: docs/configuration.md and .env.example.
+"""Writes the documents that are generated from code and recorded runs: docs/configuration.md, .env.example,
+docs/fault-matrix.md and docs/proof.md.
 
 `python -m docs.generate` writes them; `--check` exits 1 when one is not what the code says.
 """
@@ -9,11 +10,16 @@ import argparse
 import sys
 from pathlib import Path
 
+from docs.fault_matrix import render_fault_matrix
+from docs.proof import render_proof
+from services.archive.settings import ArchiveSettings
 from services.cli.settings import CliSettings
 from services.ingest.settings import IngestSettings
 from services.meter.settings import MeterSettings
 from services.stripe_sync.settings import StripeSyncSettings
 from services.webhooks.settings import WebhooksServiceSettings
+from tests.fault_matrix.recorded import load_recorded
+from tests.fault_matrix.rows import ROWS
 from tollgate.runtime.settings import ServiceSettings
 from tollgate.runtime.settings_docs import describe_settings, render_env, render_markdown
 
@@ -23,6 +29,7 @@ SERVICES: dict[str, type[ServiceSettings]] = {
     "meter": MeterSettings,
     "stripe_sync": StripeSyncSettings,
     "webhooks": WebhooksServiceSettings,
+    "archive": ArchiveSettings,
     "the command line": CliSettings,
 }
 
@@ -31,9 +38,12 @@ def render_documents() -> dict[Path, str]:
     """Every generated document by its path."""
     shared = describe_settings(ServiceSettings)
     services = {name: describe_settings(cls) for name, cls in SERVICES.items()}
+    recorded = load_recorded()
     return {
         ROOT / "docs" / "configuration.md": render_markdown(shared, services),
         ROOT / ".env.example": render_env(shared, services),
+        ROOT / "docs" / "fault-matrix.md": render_fault_matrix(ROWS, recorded),
+        ROOT / "docs" / "proof.md": render_proof(recorded.storm),
     }
 
 

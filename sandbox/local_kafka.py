@@ -1,36 +1,30 @@
 """Local Kafka: a real Apache Kafka broker on this machine, without a container.
 
-Owns formatting a data directory and the broker's process. It refuses to know where the jars come from
-(`sandbox.kafka_jars`) and what topics there are. `python -m sandbox.local_kafka` keeps one running in the foreground.
+Owns a data directory and the broker's address. It refuses to know how a broker's process is run
+(`sandbox.kafka_process`) and what topics there are. `python -m sandbox.local_kafka` keeps one running in the foreground.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
 import os
 import re
 import shutil
 import signal
 import string
-import subprocess
 import sys
 import tempfile
 import threading
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from sandbox.child import Child, PartFailed, PartUnavailable
+from sandbox.child import PartFailed, PartUnavailable
 from sandbox.kafka_jars import KAFKA_VERSION, RECIPE_DIR, fetch_jars, find_java
+from sandbox.kafka_process import START_SECONDS, KafkaProcess, new_cluster_id
 from sandbox.ports import LOOPBACK, answers, free_ports
 
-_HEAP = "-Xmx384m"
-_STARTED = "Kafka Server started"
-_START_SECONDS = 90.0
-_STOP_SECONDS = 30.0
 _START_ATTEMPTS = 3
 
 
@@ -48,18 +42,14 @@ class LocalKafka:
         port: int | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self._environment = dict(os.environ if environment is None else environment)
         self._own_dir = data_dir is None
         self.data_dir = (data_dir or Path(tempfile.mkdtemp(prefix="tollgate-kafka-"))).resolve()
         self.data_dir.mkdir(parents=True, exist_ok=True)
         self._wanted_port = port
-        self._child = Child("Kafka", self.data_dir / "kafka.log")
-        self._properties = self.data_dir / "server.properties"
-        self._java: str | None = None
-        self._libs: Path | None = None
+        self._process = KafkaProcess("Kafka", self.data_dir, environment=environment)
         self._port: int | None = None
-        if self._properties.exists():
-            self._port = _listening_port(self._properties.read_text())
+        if self._process.properties.exists():
+            self._port = _listening_port(self._process.properties.read_text())
 
     @property
     def bootstrap(self) -> str:
@@ -70,22 +60,19 @@ class LocalKafka:
 
     @property
     def pid(self) -> int:
-        return self._child.pid
+        return self._process.child.pid
 
     @property
     def running(self) -> bool:
-        return self._child.running
+        return self._process.child.running
 
     @property
     def log_path(self) -> Path:
-        return self._child.log_path
+        return self._process.child.log_path
 
     def prepare(self) -> None:
         """Find Java and have the jars. Raises PartUnavailable, saying what to install."""
-        if self._java is None:
-            self._java = find_java(self._environment)
-        if self._libs is None:
-            self._libs = fetch_jars(self._environment)
+        self._process.prepare()
 
     def start(self) -> None:
         """Format the data directory if it is new, start the broker and wait until it serves.
@@ -94,29 +81,27 @@ class LocalKafka:
         """
         self.prepare()
         for attempt in range(_START_ATTEMPTS):
-            fresh = not self._properties.exists()
+            fresh = not self._process.properties.exists()
             try:
                 if fresh:
                     self._format()
-                self._child.start(
-                    self._command("kafka.Kafka", self._properties, heap=_HEAP), cwd=self.data_dir
-                )
-                self._child.wait_until(self._serves, _START_SECONDS)
+                self._process.launch()
+                self._process.child.wait_until(self._serves, START_SECONDS)
                 return
             except PartFailed:
                 # Ports are part of what is formatted; another process may have taken one since it was found free.
                 if not fresh or self._wanted_port is not None or attempt == _START_ATTEMPTS - 1:
                     raise
-                self._properties.unlink(missing_ok=True)
+                self._process.properties.unlink(missing_ok=True)
                 shutil.rmtree(self.data_dir / "logs", ignore_errors=True)
 
     def stop(self) -> None:
         """SIGTERM: the broker ends in good order, data kept."""
-        self._child.stop(signal.SIGTERM, _STOP_SECONDS)
+        self._process.stop()
 
     def kill(self) -> None:
         """SIGKILL: what the operating system has of the log is what is left."""
-        self._child.kill()
+        self._process.kill()
 
     def restart(self) -> None:
         """Stop (if running) and start again: same address, same data."""
@@ -125,11 +110,11 @@ class LocalKafka:
 
     def pause(self) -> None:
         """SIGSTOP: connections stay open and nothing answers."""
-        self._child.send(signal.SIGSTOP)
+        self._process.pause()
 
     def resume(self) -> None:
         """SIGCONT."""
-        self._child.send(signal.SIGCONT)
+        self._process.resume()
 
     def close(self) -> None:
         """Stop, and remove a temporary data directory."""
@@ -151,42 +136,19 @@ class LocalKafka:
         self.close()
 
     def _serves(self) -> bool:
-        return self._port is not None and _STARTED in self._child.output() and answers(self._port)
+        return self._port is not None and self._process.says_started() and answers(self._port)
 
     def _format(self) -> None:
         port, controller_port = free_ports(2)
         self._port = self._wanted_port or port
         template = string.Template((RECIPE_DIR / "server.properties").read_text())
-        self._properties.write_text(
+        self._process.format(
             template.substitute(
                 port=self._port, controller_port=controller_port, log_dir=self.data_dir / "logs"
-            )
+            ),
+            new_cluster_id(),
+            "--standalone",
         )
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        command = self._command(
-            *("kafka.tools.StorageTool", "format", "-t", cluster, "-c", self._properties),
-            *("--standalone", "--ignore-formatted"),
-            heap="-Xmx128m",
-        )
-        done = subprocess.run(command, cwd=self.data_dir, capture_output=True, text=True, check=False)
-        if done.returncode:
-            self._properties.unlink()
-            raise PartFailed(f"Kafka could not format {self.data_dir}\n{done.stdout}{done.stderr}")
-
-    def _command(self, *arguments: str | Path, heap: str) -> list[str]:
-        assert self._java is not None
-        assert self._libs is not None
-        return [
-            self._java,
-            heap,
-            # One core, short life: the small collector and the quick compiler start twice as fast.
-            "-XX:+UseSerialGC",
-            "-XX:TieredStopAtLevel=1",
-            f"-Dlog4j2.configurationFile={RECIPE_DIR / 'log4j2.xml'}",
-            "-cp",
-            f"{self._libs}/*",
-            *map(str, arguments),
-        ]
 
 
 def _listening_port(properties: str) -> int | None:

@@ -74,6 +74,11 @@ class StripeStandIn:
         return self._process.pid
 
     @property
+    def running(self) -> bool:
+        """Whether the process lives."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def control(self) -> "StandInControl":
         """A client for the control endpoints; close it, or use it as a context manager."""
         return StandInControl(self.base_url)

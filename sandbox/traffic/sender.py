@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import httpx
 
@@ -40,6 +41,13 @@ class Sending:
     retries: int = 0
     repeated: int = 0
     """Calls in those repeated requests: the most that may be in the log twice."""
+    unanswered: dict[int, float] = field(default_factory=dict)
+    """Since when each worker waits for a 2xx, on the monotonic clock."""
+
+    def waiting_seconds(self) -> float:
+        """How long the request has been under way that has waited longest; 0 when none is."""
+        now = time.monotonic()
+        return now - min(list(self.unanswered.values()), default=now)
 
 
 async def send_calls(
@@ -51,14 +59,18 @@ async def send_calls(
     batch_size: int = 500,
     concurrency: int = 4,
     calls_per_second: float | None = None,
+    catch_up_seconds: float | None = None,
     give_up_seconds: float = 120.0,
     on_progress: Callable[[Sending], None] = lambda _: None,
+    sending: Sending | None = None,
 ) -> Sending:
     """Send every call, `batch_size` a request; returns when each request has had its 2xx.
 
+    What an outage kept back is sent as fast as it is answered, to be on average as fast as asked for: with
+    `catch_up_seconds` no more than so many seconds' worth of it. `sending` is moved on the way, a new one without.
     Raises Refused on a 4xx, TimeoutError when one batch finds no 2xx for `give_up_seconds`.
     """
-    sending = Sending()
+    sending = sending or Sending()
     batches = _batches(calls, formats, batch_size)
     addresses = itertools.cycle(target.urls)
     loop = asyncio.get_running_loop()
@@ -66,32 +78,37 @@ async def send_calls(
     handed_out = 0
 
     async def paced() -> AsyncIterator[tuple[list[Call], Format]]:
-        nonlocal handed_out
+        nonlocal handed_out, started
         for batch, wire in batches:
             if calls_per_second is not None:
-                await asyncio.sleep(max(0.0, started + handed_out / calls_per_second - loop.time()))
+                early = started + handed_out / calls_per_second - loop.time()
+                await asyncio.sleep(max(0.0, early))
+                if catch_up_seconds is not None:
+                    started += max(0.0, -early - catch_up_seconds)
             handed_out += len(batch)
             yield batch, wire
 
     source = paced()
     turn = asyncio.Lock()
 
-    async def work(client: httpx.AsyncClient) -> None:
+    async def work(client: httpx.AsyncClient, number: int) -> None:
         while True:
             async with turn:
                 try:
                     batch, wire = await anext(source)
                 except StopAsyncIteration:
                     return
+            sending.unanswered[number] = time.monotonic()
             await _post_until_acknowledged(
                 client, addresses, target.token, batch, wire, sending, give_up_seconds
             )
+            del sending.unanswered[number]
             history.append(batch, wire)
             sending.accepted += len(batch)
             on_progress(sending)
 
     async with httpx.AsyncClient(timeout=httpx.Timeout(30.0, connect=5.0), trust_env=False) as client:
-        await asyncio.gather(*(work(client) for _ in range(concurrency)))
+        await asyncio.gather(*(work(client, number) for number in range(concurrency)))
     return sending
 
 

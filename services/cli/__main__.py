@@ -39,7 +39,9 @@ _COMMANDS = {
         "reconcile",
         "Compare what was counted, posted, held by Stripe and invoiced.",
     ),
+    "replay": ("replay", "replay", "Count archive or log again with any meters, beside what is billed."),
     "verify": ("verify", "verify", "Prove that every accepted event ended somewhere known."),
+    "maintain": ("maintain", "maintain_command", "Remove what has been kept long enough; keep tables small."),
 }
 
 

@@ -8,21 +8,23 @@ from dataclasses import dataclass
 
 import click
 
+from services.cli.archived import Archive
 from services.cli.console import Output, output_options, print_rows
 from services.cli.gateway import StripeGateway, StripeUnreachable
 from services.cli.ledger import open_book
 from services.cli.log import BrokerUnreachable, reaching_broker
 from services.cli.settings import CliSettings
+from tollgate.contracts.archive import NotAnArchive
 from tollgate.contracts.events import derive_seed, seed_fingerprint
 from tollgate.contracts.topics import GATEWAY_EVENTS, TOPICS
 from tollgate.ledger.catalogue import load_meter_set
 from tollgate.ledger.controls import load_controls
 from tollgate.ledger.engine import Engine, check_durability
 from tollgate.ledger.errors import LedgerError, LedgerUnavailable, PinMismatch
-from tollgate.ledger.init import check_pins
+from tollgate.ledger.init import check_pins, read_pins
 from tollgate.ledger.postings import held_summary
 from tollgate.ledger.sources import load_sources
-from tollgate.runtime.kafka import ClusterUnidentified, cluster_id, topic_partitions
+from tollgate.runtime.kafka import ClusterUnidentified, cluster_id, topic_bounds, topic_partitions
 from tollgate.runtime.settings import load_settings
 
 
@@ -41,7 +43,12 @@ class Finding:
 def doctor(output: Output) -> None:
     """Check broker, topics, ledger, pins, Stripe and meters, and say what to do. Exits 1 when something is wrong."""
     settings = load_settings(CliSettings)
-    findings = [*_check_kafka(settings), *_check_ledger(settings), *_check_stripe(settings)]
+    findings = [
+        *_check_kafka(settings),
+        *_check_ledger(settings),
+        *_check_archive(settings),
+        *_check_stripe(settings),
+    ]
     rows: list[dict[str, object]] = [
         {
             "check": finding.check,
@@ -182,6 +189,47 @@ def _holds(engine: Engine) -> Finding:
         good=True,
         seen=", ".join(f"{count} {reason}" for reason, count in held.items()) or "none",
         do="`tollgate held` says whose and why" if held else "",
+    )
+
+
+def _check_archive(settings: CliSettings) -> Iterator[Finding]:
+    """Only where the settings name one: an installation may have none."""
+    if settings.archive.directory is None:
+        return
+    try:
+        archive = Archive.open(settings.archive.directory)
+        archive.check_belongs(read_pins(open_book(settings)))
+        with reaching_broker(settings.kafka):
+            bounds = asyncio.run(topic_bounds(settings.kafka, GATEWAY_EVENTS.name))
+    except NotAnArchive as error:
+        yield Finding(
+            "archive",
+            good=False,
+            seen=str(error),
+            do="start `tollgate run archive`, or check TOLLGATE_ARCHIVE__DIRECTORY",
+        )
+        return
+    except (BrokerUnreachable, LedgerError):
+        # The checks of broker and ledger say what is the matter.
+        return
+    reached = {partition: end for partition, (_, end) in archive.bounds.items()}
+    lost = {
+        partition: begin - reached[partition]
+        for partition, (begin, _) in bounds.items()
+        if partition in reached and begin > reached[partition]
+    }
+    behind = sum(end - reached.get(partition, begin) for partition, (begin, end) in bounds.items())
+    files = sum(map(len, archive.files.values()))
+    yield Finding(
+        "archive",
+        good=not lost,
+        seen=f"{files:,} files of {len(archive.files)} partitions, {max(behind, 0):,} records not in one yet"
+        + "".join(
+            f"; partition {p}: {count:,} deleted before they were archived" for p, count in lost.items()
+        ),
+        do="begin a new directory, and keep this one: what the log has deleted cannot be archived"
+        if lost
+        else "",
     )
 
 

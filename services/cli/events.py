@@ -13,6 +13,7 @@ import msgspec
 
 from services.cli.group import Group
 from services.cli.log import StoredRecord, read_topic
+from services.cli.moment import Moment
 from services.cli.settings import CliSettings
 from tollgate.contracts import amendments, ticks
 from tollgate.contracts.events import UndecodableRecord, contract_of, decode_batch
@@ -59,6 +60,48 @@ def tail(
 
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(follow())
+
+
+@events.command()
+@click.option("--id", "event_id", help="Only the event of this id, every copy of it.")
+@click.option("--account", help="Only this account, e.g. user:cus_123.")
+@click.option("--since", "since_ms", type=Moment(), help="Events that happened at this time or later (UTC).")
+@click.option("--until", "until_ms", type=Moment(), help="Events that happened before this time.")
+@click.option(
+    "--from-archive",
+    "archive_at",
+    metavar="DIR",
+    help="Look there (a directory, or a URL Arrow knows); in the log without it.",
+)
+@click.option("-n", "--limit", type=click.IntRange(min=1), default=None, help="Stop after this many events.")
+def find(
+    event_id: str | None,
+    account: str | None,
+    since_ms: int | None,
+    until_ms: int | None,
+    archive_at: str | None,
+    limit: int | None,
+) -> None:
+    """Print past events as JSON lines: what an account disputes, or one event to explain."""
+    from services.cli.archived import Archive
+    from services.cli.lookup import Wanted, find_events
+
+    settings = load_settings(CliSettings)
+    archive = None if archive_at is None else Archive.open(archive_at)
+    wanted = Wanted(event_id, account, since_ms, until_ms)
+
+    async def look() -> int:
+        found = 0
+        async with contextlib.aclosing(find_events(wanted, archive, settings.kafka)) as matches:
+            async for event in matches:
+                click.echo(json.dumps(event, separators=(",", ":"), default=str))
+                found += 1
+                if found == limit:
+                    break
+        return found
+
+    if not asyncio.run(look()):
+        raise click.ClickException("no such event")
 
 
 def describe_record(record: StoredRecord, *, with_ticks: bool) -> Iterator[dict[str, Any]]:

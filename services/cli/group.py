@@ -86,6 +86,7 @@ def explain(error: Exception) -> str | None:
     """What an operator should read instead of this error; None for one that is a bug."""
     # Imported on failure alone, so that commands start at once.
     from services.cli.log import BrokerUnreachable, LogStalled, NoSuchTopic
+    from tollgate.contracts.archive import NotAnArchive
     from tollgate.ledger.errors import (
         CommitUnknown,
         LedgerError,
@@ -95,7 +96,9 @@ def explain(error: Exception) -> str | None:
         PinMismatch,
     )
 
-    if isinstance(error, NoSuchTopic | LogStalled | BrokerUnreachable | LedgerNotReady | PinMismatch):
+    if isinstance(
+        error, NoSuchTopic | LogStalled | BrokerUnreachable | LedgerNotReady | PinMismatch | NotAnArchive
+    ):
         return str(error)
     if isinstance(error, LedgerUnavailable):
         return f"the ledger cannot be reached: {error}"

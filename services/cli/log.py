@@ -128,6 +128,19 @@ async def read_records(
     return found
 
 
+async def find_offsets(settings: KafkaSettings, topic: str, time_ms: int) -> dict[int, int]:
+    """By partition of `topic` (bare name), the first offset whose record Kafka stamped at or after `time_ms`; the
+    partition's end where there is none. Raises NoSuchTopic, BrokerUnreachable.
+    """
+    async with _consumer(settings, topic) as (consumer, known):
+        found = await consumer.offsets_for_times(dict.fromkeys(known, max(time_ms, 0)))
+        ends: dict[TopicPartition, int] = await consumer.end_offsets(known)
+        return {
+            place.partition: ends[place] if found.get(place) is None else found[place].offset
+            for place in known
+        }
+
+
 @asynccontextmanager
 async def _consumer(
     settings: KafkaSettings, topic: str, *, fetch_bytes_max: int = MAX_REQUEST_BYTES

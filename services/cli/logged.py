@@ -12,8 +12,8 @@ from decimal import Decimal
 import msgspec
 import pyarrow as pa
 
-from services.cli.log import StoredRecord
 from tollgate.contracts import amendments, ticks
+from tollgate.contracts.archive_rows import LoggedRecord
 from tollgate.contracts.events import (
     CONTRACT,
     PROPERTY_PREFIX,
@@ -32,7 +32,7 @@ TIME_MS_MAX = 253_402_300_799_999
 """The end of the year 9999: a header beyond it is noise."""
 
 
-def read_rows(record: StoredRecord) -> list[Row]:
+def read_rows(record: LoggedRecord) -> list[Row]:
     """A row for each event, one for an amendment; none for a tick; one row `undecodable` for anything else."""
     place: Row = {"partition": record.partition, "offset": record.offset}
     contract = contract_of(record.headers)
@@ -128,7 +128,7 @@ def _read_batch(value: bytes, headers: EventHeaders) -> pa.RecordBatch:
     return batch
 
 
-def _claimed(record: StoredRecord) -> int:
+def _claimed(record: LoggedRecord) -> int:
     """How many events a record nobody can read counts for: what an events record's headers promise, else what a
     `rows` header says, at least one.
     """

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -11,11 +14,11 @@ from services.cli.console import Output, format_time, output_options, print_rows
 from services.cli.group import Group
 from services.cli.ledger import open_book
 from services.cli.meter_apply import EXIT_PENDING, How, apply_file
+from services.cli.meter_file import parse_file
 from services.cli.settings import CliSettings
 from tollgate.ledger.catalogue import load_meter_set
-from tollgate.metering.errors import InvalidMeter
 from tollgate.metering.explain import explain as explain_event
-from tollgate.metering.meter import Meter, lint_meters, parse_meters
+from tollgate.metering.meter import lint_meters
 from tollgate.runtime.settings import load_settings
 
 _METERS_FILE = click.argument(
@@ -26,15 +29,6 @@ _METERS_FILE = click.argument(
 @click.group(cls=Group)
 def meters() -> None:
     """Apply, list and explain meters."""
-
-
-def _parse(path: Path) -> tuple[Meter, ...]:
-    try:
-        return parse_meters(path.read_text(), str(path))
-    except InvalidMeter as error:
-        for problem in error.problems:
-            click.echo(problem, err=True)
-        raise SystemExit(1) from None
 
 
 @meters.command()
@@ -64,7 +58,7 @@ def apply(path: Path, plan_only: bool, exit_code: bool, yes: bool, ledger_only: 
     """
     if exit_code and not plan_only:
         raise click.UsageError("--exit-code goes with --plan")
-    parsed = _parse(path)
+    parsed = parse_file(path)
     for warning in lint_meters(parsed):
         click.echo(f"warning: {warning}", err=True)
     settings = load_settings(CliSettings)
@@ -104,12 +98,54 @@ def list_(output: Output) -> None:
 
 @meters.command()
 @_METERS_FILE
+@click.option("--event", "event_text", help="The event as JSON, as `events tail` prints it; - reads it.")
+@click.option("--id", "event_id", help="The event's id: looked up in the log, or in the archive.")
 @click.option(
-    "--event", "event_text", required=True, help="The event as JSON, as `events tail` prints it; - reads it."
+    "--from-archive",
+    "archive_at",
+    metavar="DIR",
+    help="With --id: look there (a directory, or a URL Arrow knows).",
 )
 @click.option("--meter", "name", help="Only this meter.")
-def explain(path: Path, event_text: str, name: str | None) -> None:
-    """Say for one event what each meter of PATH makes of it: every clause, the values it saw, whether it held."""
+def explain(
+    path: Path, event_text: str | None, event_id: str | None, archive_at: str | None, name: str | None
+) -> None:
+    """Say for one event what each meter of PATH makes of it: every clause, the values it saw, whether it held.
+
+    Of an event that came more than once, the first copy is explained: the others are duplicates.
+    """
+    if (event_text is None) == (event_id is None):
+        raise click.UsageError("name the event by --event or by --id")
+    if archive_at is not None and event_id is None:
+        raise click.UsageError("--from-archive goes with --id")
+    event = _look_up(event_id, archive_at) if event_text is None else _read_event(event_text)
+    for meter in parse_file(path):
+        if name is None or meter.name == name:
+            click.echo(str(explain_event(meter, event)))
+
+
+def _look_up(event_id: str | None, archive_at: str | None) -> dict[str, Any]:
+    from services.cli.archived import Archive
+    from services.cli.lookup import Wanted, find_events
+
+    settings = load_settings(CliSettings)
+    archive = None if archive_at is None else Archive.open(archive_at)
+
+    async def first() -> dict[str, Any] | None:
+        matches = find_events(Wanted(event_id=event_id), archive, settings.kafka)
+        async with contextlib.aclosing(matches):
+            async for event in matches:
+                return event
+        return None
+
+    found = asyncio.run(first())
+    if found is None:
+        raise click.ClickException(f"no event {event_id} in the {'log' if archive is None else 'archive'}")
+    click.echo(json.dumps(found, separators=(",", ":"), default=str))
+    return found
+
+
+def _read_event(event_text: str) -> dict[str, Any]:
     text = click.get_text_stream("stdin").read() if event_text == "-" else event_text
     try:
         event = json.loads(text)
@@ -117,6 +153,4 @@ def explain(path: Path, event_text: str, name: str | None) -> None:
         raise click.ClickException(f"the event is not JSON: {error}") from None
     if not isinstance(event, dict):
         raise click.ClickException("the event is not a JSON object")
-    for meter in _parse(path):
-        if name is None or meter.name == name:
-            click.echo(str(explain_event(meter, event)))
+    return event

@@ -93,7 +93,9 @@ def reconcile(
         return
     now_ms = SystemClock().now_ms()
     since_ms = None if at_ms is not None or against is not None else now_ms - RECENT_DAYS * DAY_MS
-    subjects = find_subjects(engine, customer=customer, meter=meter, at_ms=at_ms, since_ms=since_ms)
+    subjects = find_subjects(
+        engine, customer=customer, meter=meter, at_ms=at_ms, since_ms=since_ms, retired=stored
+    )
     if theirs is not None:
         _compare_with_other(engine, subjects, theirs, output)
         return

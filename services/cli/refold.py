@@ -10,46 +10,68 @@ for another call, days after the meter has let go of it, is a duplicate here and
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from services.cli.console import console, format_time
-from services.cli.log import reaching_broker, read_topic
+from services.cli.log import StoredRecord, reaching_broker, read_topic
 from services.cli.logged import read_rows
 from services.cli.settings import CliSettings
+from services.cli.stretch import Held, NothingHeld, join_sources
 from tollgate.contracts.topics import GATEWAY_EVENTS
 from tollgate.ledger.catalogue import load_meter_set
 from tollgate.ledger.counted import Counted, CountedUsage, UsageKey, load_counted
 from tollgate.ledger.engine import Engine
 from tollgate.ledger.init import read_rules
 from tollgate.ledger.progress import load_epochs
+from tollgate.ledger.retired import RetiredUsage
 from tollgate.metering.definition import MeterSet
+from tollgate.metering.metric import COMBINE_ADD
 from tollgate.metering.outcome import Outcomes
+from tollgate.metering.reconciliation import EXACT
 from tollgate.metering.refold import Recount, RecountedUsage, Recounter
 from tollgate.runtime.kafka import topic_bounds
 
 if TYPE_CHECKING:
+    from services.cli.archived import Archive
     from services.cli.verify import Findings
 
 
-async def compare_recount(settings: CliSettings, engine: Engine, findings: Findings) -> None:
+async def compare_recount(
+    settings: CliSettings, engine: Engine, findings: Findings, archive: Archive | None = None
+) -> None:
     """Count each partition from its first record to what the ledger says is counted, and report every difference.
+
+    With `archive`, records it has are read there, and the log from where it ends.
 
     1. Read the ledger's side, of one moment: the meter may be running.
     2. Leave out the partitions whose log is not whole, and say so in `findings.unproven`.
     3. Count the rest again, each offset by the meter set it was counted with.
     4. Compare outcomes by partition and usage row by row; every difference is a violation.
 
-    Raises NoSuchTopic, BrokerUnreachable, LogStalled, LedgerError.
+    Raises NoSuchTopic, BrokerUnreachable, LogStalled, NotAnArchive, LedgerError.
     """
     counted = load_counted(engine)
     with reaching_broker(settings.kafka):
         bounds = await topic_bounds(settings.kafka, GATEWAY_EVENTS.name)
+    archived = {} if archive is None else archive.bounds
     stop: dict[int, int] = {}
+    from_log: dict[int, int] = {}
     for partition, next_offset in counted.next_offsets.items():
-        begin, end = bounds.get(partition, (0, 0))
+        try:
+            begin, middle, end = join_sources(
+                partition,
+                Held(*archived[partition]) if partition in archived else None,
+                Held(*bounds.get(partition, (0, 0))),
+            )
+        except NothingHeld as error:
+            findings.unproven.append(f"cannot recount partition {partition}: {error}")
+            continue
         if begin > 0:
             findings.unproven.append(f"cannot recount partition {partition}: the log begins at {begin}")
         elif end < next_offset:
@@ -58,11 +80,12 @@ async def compare_recount(settings: CliSettings, engine: Engine, findings: Findi
             )
         else:
             stop[partition] = next_offset
+            from_log[partition] = min(middle, next_offset)
     meters = _MetersInForce(engine, list(stop))
     recounter = Recounter(meters, read_rules(engine))
-    await _count_again(settings, stop, recounter, findings)
+    await _count_again(_records(settings, archive, from_log, stop), stop, recounter, findings)
     recount = recounter.result()
-    agreed, differences = compare_counts(counted, recount, stop.keys(), meters.name)
+    agreed, differences = compare_counts(counted, recount, stop.keys(), meters.name, meters.adds_up)
     findings.violations += differences
     events = sum(ended.received for ended in recount.outcomes.values())
     findings.facts.append(
@@ -71,28 +94,38 @@ async def compare_recount(settings: CliSettings, engine: Engine, findings: Findi
     )
 
 
+async def _records(
+    settings: CliSettings, archive: Archive | None, from_log: Mapping[int, int], stop: Mapping[int, int]
+) -> AsyncGenerator[StoredRecord, None]:
+    """Records below `stop`: of the archive below `from_log`, and of the log."""
+    if archive is not None:
+        for partition, middle in from_log.items():
+            for record in archive.records(partition, 0, middle):
+                yield record
+    start = {partition: middle for partition, middle in from_log.items() if middle < stop[partition]}
+    if start:
+        async for record in read_topic(settings.kafka, GATEWAY_EVENTS.name, start=start, stop=stop):
+            yield record
+
+
 async def _count_again(
-    settings: CliSettings, stop: Mapping[int, int], recounter: Recounter, findings: Findings
+    records: AsyncIterator[StoredRecord], stop: Mapping[int, int], recounter: Recounter, findings: Findings
 ) -> None:
-    """Feed the log below `stop`, without a gap, to the recount."""
+    """Feed `records`, those below `stop` without a gap, to the recount."""
     expected = dict.fromkeys(stop, 0)
     terminal = console(stderr=True)
     columns = (TextColumn("Recounting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=terminal, disable=not terminal.is_terminal, transient=True) as bar:
         task = bar.add_task("records", total=sum(stop.values()))
-        if any(stop.values()):
-            records = read_topic(
-                settings.kafka, GATEWAY_EVENTS.name, start={p: 0 for p in stop if stop[p]}, stop=stop
-            )
-            async for record in records:
-                if record.offset != expected[record.partition]:
-                    findings.violations.append(
-                        f"log: partition {record.partition} jumps from offset {expected[record.partition]} to "
-                        f"{record.offset}"
-                    )
-                expected[record.partition] = record.offset + 1
-                recounter.add(read_rows(record))
-                bar.advance(task)
+        async for record in records:
+            if record.offset != expected[record.partition]:
+                findings.violations.append(
+                    f"log: partition {record.partition} jumps from offset {expected[record.partition]} to "
+                    f"{record.offset}"
+                )
+            expected[record.partition] = record.offset + 1
+            recounter.add(read_rows(record))
+            bar.advance(task)
     findings.violations += [
         f"log: partition {partition} holds nothing from offset {at} to {stop[partition]}, which was counted"
         for partition, at in expected.items()
@@ -114,6 +147,11 @@ class _MetersInForce:
         place = bisect_right(self._offsets[partition], offset) - 1
         return self._sets[self._versions[partition][max(place, 0)]]
 
+    def adds_up(self, meter_id: int) -> bool:
+        """Whether quantities of its windows add up, whatever was counted before."""
+        kinds = {v.meter_id: v.meter.metric.kind for found in self._sets.values() for v in found.meters}
+        return meter_id in kinds and kinds[meter_id].combine == COMBINE_ADD
+
     def name(self, meter_id: int) -> str:
         """The meter's name; its id where no set that counted here holds it."""
         for found in self._sets.values():
@@ -124,9 +162,17 @@ class _MetersInForce:
 
 
 def compare_counts(
-    counted: Counted, recount: Recount, partitions: Collection[int], name_of: Callable[[int], str]
+    counted: Counted,
+    recount: Recount,
+    partitions: Collection[int],
+    name_of: Callable[[int], str],
+    adds_up: Callable[[int], bool] = lambda _: True,
 ) -> tuple[int, list[str]]:
-    """How many usage rows of `partitions` agree, and every difference, each with both numbers."""
+    """How many usage rows of `partitions` agree, and every difference, each with both numbers.
+
+    What the ledger lacks of windows that lost rows for their age must come to what it removed, by partition and meter:
+    events and unvalued ones, and quantities of meters that `adds_up` says add up.
+    """
     differences: list[str] = []
     for partition in sorted(partitions):
         again = recount.outcomes.get(partition, Outcomes())
@@ -137,11 +183,45 @@ def compare_counts(
         ]
     agreed = 0
     held_keys = {key for key in counted.usage if key[0] in partitions}
+    lacking: dict[tuple[int, int], _Lacking] = defaultdict(_Lacking)
     for key in sorted(held_keys | recount.usage.keys()):
         found = list(_differences(counted.usage.get(key), recount.usage.get(key)))
         agreed += not found
+        gone = counted.retired.get(key[:2])
+        if found and gone is not None and key[2] < gone.before_ms and key in recount.usage:
+            lacking[key[:2]].add(counted.usage.get(key), recount.usage[key])
+            continue
         differences += [f"recount: {_describe(key, name_of)}: {difference}" for difference in found]
+    for (partition, meter_id), gone in sorted(counted.retired.items()):
+        if partition in partitions:
+            subject = f"recount: partition {partition}, meter {name_of(meter_id)}"
+            differences += [
+                f"{subject}: {name} of the usage rows removed was {kept:f}, the log comes to {again:f} of what is not there"
+                for name, kept, again in lacking[partition, meter_id].against(gone, adds_up(meter_id))
+            ]
     return agreed, differences
+
+
+@dataclass(slots=True)
+class _Lacking:
+    """What the log comes to and the ledger has not, of the windows that lost rows."""
+
+    quantity: Decimal = Decimal(0)
+    events: int = 0
+    unvalued: int = 0
+
+    def add(self, held: CountedUsage | None, again: RecountedUsage) -> None:
+        there = held or CountedUsage(Decimal(0), 0, 0, 0)
+        self.quantity = EXACT.add(self.quantity, EXACT.subtract(again.quantity, there.quantity))
+        self.events += again.events - there.events
+        self.unvalued += again.unvalued - there.unvalued
+
+    def against(self, gone: RetiredUsage, adds_up: bool) -> Iterator[tuple[str, Decimal, Decimal]]:
+        """Each number that is not what was removed: its name, what was, what is lacking."""
+        for name in ("quantity", "events", "unvalued") if adds_up else ("events", "unvalued"):
+            kept, again = Decimal(getattr(gone, name)), Decimal(getattr(self, name))
+            if kept != again:
+                yield name, kept, again
 
 
 def _differences(held: CountedUsage | None, again: RecountedUsage | None) -> Iterator[str]:

@@ -12,6 +12,7 @@ SERVICES = {
     "meter": "counts them (Faust worker, metrics on port 8640)",
     "stripe_sync": "posts usage to Stripe (metrics on port 8650)",
     "webhooks": "keeps customers in step with Stripe (HTTP, port 8610)",
+    "archive": "keeps the log of events as Parquet files (metrics on port 8660)",
 }
 
 
@@ -25,6 +26,7 @@ def run(service: str) -> None:
     meter        counts them (Faust worker, metrics on port 8640)
     stripe_sync  posts usage to Stripe (metrics on port 8650)
     webhooks     keeps customers in step with Stripe (HTTP, port 8610)
+    archive      keeps the log of events as Parquet files (metrics on port 8660)
     """
     # The service becomes this process: signals and exit codes are its own.
     os.execv(sys.executable, [sys.executable, "-m", f"services.{service}"])  # noqa: S606

@@ -62,6 +62,59 @@ class RuleSettings(SettingsGroup):
     )
 
 
+class RetentionSettings(SettingsGroup):
+    """How long `maintain` keeps what grows with time. 0 keeps for ever."""
+
+    billed_days: int = Field(
+        default=400,
+        ge=0,
+        description="Days after the end of a billing period that its usage and postings are kept, once it is billed, "
+        "reconciled and settled; 125 at least. Thirteen months show the same month of the year before.",
+    )
+    unbilled_days: int = Field(
+        default=800,
+        ge=0,
+        description="Days after its window that usage is kept which nobody was asked to pay: held, or of a meter that is "
+        "not sent. At least billed_days.",
+    )
+    evidence_days: int = Field(
+        default=2_557,
+        ge=0,
+        description="Days after the end of a billing period that the result of its reconciliation is kept. At least "
+        "billed_days.",
+    )
+    inbox_days: int = Field(
+        default=60,
+        ge=0,
+        description="Days that the ids of webhook events are kept against their being sent again; 36 at least.",
+    )
+    rejections_days: int = Field(
+        default=120,
+        ge=0,
+        description="Days that refusals of postings are kept, once acted upon; 36 at least.",
+    )
+    instances_days: int = Field(
+        default=35,
+        ge=0,
+        description="Days after the last sign of an ingest instance until its counts are added up with those of others "
+        "that ended. Longer than the log of events is kept.",
+    )
+    audit_days: int = Field(
+        default=0,
+        ge=0,
+        description="Days that the audit trail is kept; for ever by default. At least unbilled_days.",
+    )
+
+
+class ArchiveSettings(SettingsGroup):
+    """Where the archive is."""
+
+    directory: str | None = Field(
+        default=None,
+        description="Directory of the archive, or its URL, which `doctor` then looks at.",
+    )
+
+
 class CliSettings(ServiceSettings):
     """Settings of the operators' commands."""
 
@@ -70,6 +123,8 @@ class CliSettings(ServiceSettings):
     rules: RuleSettings = Field(
         default=RuleSettings(), description="Lateness: what `init` pins, and every meter counts by."
     )
+    retention: RetentionSettings = Field(default=RetentionSettings(), description="How long what is kept.")
+    archive: ArchiveSettings = Field(default=ArchiveSettings(), description="The archive.")
     id_seed: SecretStr | None = Field(
         default=None,
         description="The installation's secret seed of event-id hashes: the same text for ingest and init.",

@@ -14,6 +14,7 @@ from services.cli.settings import CliSettings
 from tollgate.contracts.events import record_fingerprint
 from tollgate.contracts.topics import GATEWAY_EVENTS
 from tollgate.ledger.engine import Engine
+from tollgate.ledger.init import read_pins
 from tollgate.ledger.postings import held_summary, posting_summary
 from tollgate.ledger.progress import PartitionProgress, load_progress
 from tollgate.ledger.verify import verify_ledger
@@ -37,9 +38,15 @@ class Findings:
 @click.option(
     "--refold", is_flag=True, help="Read the log again and count it with independent code. Slow, thorough."
 )
+@click.option(
+    "--from-archive",
+    "archive_at",
+    metavar="DIR",
+    help="With --refold: read this archive (a directory, or a URL Arrow knows), and the log from where it ends.",
+)
 @click.option("--no-log", is_flag=True, help="Only the ledger: do not ask Kafka.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def verify(refold: bool, no_log: bool, as_json: bool) -> None:
+def verify(refold: bool, archive_at: str | None, no_log: bool, as_json: bool) -> None:
     """Prove that every accepted event ended somewhere known. Exits 1 when anything does not add up.
 
     \b
@@ -51,6 +58,8 @@ def verify(refold: bool, no_log: bool, as_json: bool) -> None:
     """
     if refold and no_log:
         raise click.UsageError("--refold reads the log; leave out --no-log")
+    if archive_at is not None and not refold:
+        raise click.UsageError("--from-archive goes with --refold")
     settings = load_settings(CliSettings)
     engine = open_book(settings)
     findings = Findings()
@@ -59,9 +68,13 @@ def verify(refold: bool, no_log: bool, as_json: bool) -> None:
         if not no_log:
             asyncio.run(_check_log(settings, load_progress(engine, None), findings))
         if refold:
+            from services.cli.archived import Archive
             from services.cli.refold import compare_recount
 
-            asyncio.run(compare_recount(settings, engine, findings))
+            archive = None if archive_at is None else Archive.open(archive_at)
+            if archive is not None:
+                archive.check_belongs(read_pins(engine))
+            asyncio.run(compare_recount(settings, engine, findings, archive))
     except NoSuchTopic as error:
         findings.violations.append(str(error))
     if as_json:

@@ -12,6 +12,7 @@ from typing import Protocol
 from tollgate.ledger import catalogue, progress
 from tollgate.ledger.engine import Engine
 from tollgate.ledger.progress import PartitionProgress
+from tollgate.ledger.seen_compaction import compact_partition
 from tollgate.metering.meter import MeterSet
 from tollgate.metering.outcome import Fold
 
@@ -53,6 +54,11 @@ class Book(Protocol):
         """Forget seen ids of event days before `before_day`."""
         ...
 
+    def compact(self, partition: int) -> None:
+        """Keep the same seen ids in fewer rows, a few at a time, so that they are loaded quickly. May raise
+        CommitUnknown: then it may be done."""
+        ...
+
 
 class LedgerBook:
     """The book in the ledger's database."""
@@ -85,3 +91,6 @@ class LedgerBook:
 
     def expire(self, partition: int, before_day: int) -> None:
         progress.expire_seen(self._engine, partition, before_day)
+
+    def compact(self, partition: int) -> None:
+        compact_partition(self._engine, partition)

@@ -33,6 +33,14 @@ T = TypeVar("T")
 _log = structlog.stdlib.get_logger(__name__)
 
 
+COMPACTION_FLUSHES = 256
+"""Flushes of a partition after which rows of its seen ids become fewer: about once in one to four minutes. What a
+worker reads at its start is then hundreds of rows, however many flushes there were."""
+
+_STAGGER = 37
+"""Prime to the number above: partitions assigned together come to it one after the other."""
+
+
 class Fenced(Exception):
     """The ledger is repeatedly not where we left it: somebody else counts the same partition. Stop this process."""
 
@@ -171,9 +179,20 @@ class Booking:
         for partition, day in expiries.items():
             try:
                 await self._on_thread(partial(self._book.expire, partition, day))
-            except LedgerUnavailable as error:
+            except (LedgerUnavailable, CommitUnknown) as error:
                 # Only space is lost until the next day's turn; counting must not wait for it.
                 _log.warning("expiry.postponed", partition=partition, detail=str(error))
+        for partition, assigned in live.items():
+            assigned.flushes += 1
+            # Each partition at its own flush: one that folds many must not stand still for all at once.
+            if (assigned.flushes + partition * _STAGGER) % COMPACTION_FLUSHES == 0:
+                await self._compact(partition)
+
+    async def _compact(self, partition: int) -> None:
+        try:
+            await self._on_thread(partial(self._book.compact, partition))
+        except (LedgerUnavailable, CommitUnknown) as error:
+            _log.warning("compaction.postponed", partition=partition, detail=str(error))
 
     def _miss(self, assigned: AssignedPartition) -> None:
         """The ledger is not at the offset we hold for this partition: what we hold is worth nothing."""

@@ -90,6 +90,8 @@ class AssignedPartition:
     expired_before_day: int
     misses: int = 0
     """Compare-and-sets missed in a row, carried over from assignment to assignment."""
+    flushes: int = 0
+    """Committed since this assignment: how many rows of seen ids it has added, or nearly."""
 
 
 class Partitions:

@@ -57,8 +57,9 @@ class Worker:
         on_revoked: Callable[[], Awaitable[None]],
         on_assigned: Callable[[Collection[int]], Awaitable[None]],
         transport: Callable[[list[URL], faust.App, asyncio.AbstractEventLoop], Any] = Transport,
+        app: Callable[..., Any] = _App,
     ) -> None:
-        """`topic` is the full name. `transport` is replaced by tests that have no broker."""
+        """`topic` is the full name. `transport` is replaced by tests that have no broker, `app` by a simulation."""
         loop = asyncio.get_running_loop()
         self._topic = topic
         self._intake = intake
@@ -67,7 +68,7 @@ class Worker:
         self._on_revoked = on_revoked
         self._on_assigned = on_assigned
         self._joined = False
-        self._app = _App(**_app_settings(settings), loop=loop)
+        self._app: Any = app(**_app_settings(settings), loop=loop)
         self._app.finalize()
         made = transport(self._app.conf.broker_consumer, self._app, loop)
         made.source = assignment

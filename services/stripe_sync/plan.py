@@ -13,6 +13,7 @@ from decimal import ROUND_DOWN, Context, Decimal
 
 from services.stripe_sync.closed import charge_closed, effective_policy, item_body
 from services.stripe_sync.outcomes import AfterRefusal, after_refusal, parks_successor
+from services.stripe_sync.shorthand import Limits, Shorthand
 from tollgate.ledger.plan_rows import (
     Chain,
     Hold,
@@ -40,6 +41,9 @@ STRIPE_AGE_MAX_MS = 34 * 24 * 60 * 60 * 1000
 
 _EXACT = Context(prec=60)
 """Enough for every sum of Decimal(38, 9): the default of 28 digits rounds in silence."""
+
+_ONE_VALUE = Context(prec=STRIPE_DIGITS_MAX, rounding=ROUND_DOWN)
+"""Leaves of a quantity what fits in one value."""
 
 ADDITIVE = frozenset({MetricKind.COUNT, MetricKind.SUM})
 """Kinds whose windows add up, so that each window is a chain of its own. The others have one chain a period."""
@@ -202,6 +206,14 @@ class Rules:
             more=quantity_to != total,
         )
 
+    def shorthand(self, terms: MeterTerms, now_ms: int) -> Shorthand | None:
+        """What writes the first links of a meter's plain windows; None for a meter that has none."""
+        if terms.kind not in ADDITIVE or terms.mode is not PostingMode.DELTA or terms.send == "off":
+            return None
+        cap = self.anomaly if terms.send == "live" else None
+        limits = Limits(now_ms - STRIPE_AGE_MAX_MS, _ONE_VALUE, cap.quantity_min if cap else None)
+        return Shorthand(self.ledger_id, terms, limits)
+
     def closed_policy(self, terms: MeterTerms) -> ClosedPolicy:
         """What becomes of a meter's usage for a final invoice."""
         return effective_policy(terms, self.closed)
@@ -357,7 +369,7 @@ def _nearest(touching: Sequence[PeriodRow], at_ms: int) -> list[PeriodRow]:
 
 def _within_digits(quantity: Decimal) -> Decimal:
     """The part of a quantity Stripe takes in one value; the rest is for the next link."""
-    return Context(prec=STRIPE_DIGITS_MAX, rounding=ROUND_DOWN).create_decimal(quantity)
+    return _ONE_VALUE.create_decimal(quantity)
 
 
 def stretch_cadence(cadence_seconds: float, planned: int, calls_per_second: float) -> float:

@@ -48,6 +48,10 @@ _log = structlog.get_logger(__name__)
 FETCH = 500
 """Lanes whose first due posting is read at once: enough to choose the nearest deadlines among."""
 
+CALL_WITHIN_MS = 10 * 60 * 1000
+"""A call is made this soon after its posting was marked, or not at all: a machine that was suspended in between would
+call at a time the ledger knows nothing of, and summaries would be believed that cannot have it yet."""
+
 IDLE_SECONDS = 0.5
 """Between looks for due postings when nothing wakes the sender."""
 
@@ -196,7 +200,7 @@ class Sender:
             self._start(entry, self._park_for_gone_customer(entry.posting))
         for entry in to_send:
             if entry.posting.ref in marked:
-                self._start(entry, self._send(entry))
+                self._start(entry, self._send(entry, now_ms))
         return len(to_settle) + len(to_park) + len(marked)
 
     async def _look_at_meters(self, wanted: set[tuple[str, PostingMode]]) -> bool:
@@ -254,8 +258,11 @@ class Sender:
 
     # -------------------------------------------------------------------------------------------- one call
 
-    async def _send(self, entry: DuePosting) -> Outcome | None:
-        """One attempt. None: nothing was tried, and who leads next finds the posting in `sending`."""
+    async def _send(self, entry: DuePosting, marked_ms: int) -> Outcome | None:
+        """One attempt. None: nothing was tried, and who leads next finds the posting in `sending`.
+
+        `marked_ms`: when it was marked, which the ledger takes for the time of the call.
+        """
         posting = entry.posting
         await self._gate.take_token()
         if not self._may_send():
@@ -264,6 +271,8 @@ class Sender:
             return conclude_not_tried(posting, self._gate.stopped)
         if not self._watch.is_fit(entry.event_name, posting.mode):
             return conclude_not_tried(posting, "the meter was halted")
+        if abs(self._clock.now_ms() - marked_ms) > CALL_WITHIN_MS:
+            return conclude_not_tried(posting, "too long between marking and calling")
         began_seconds = self._clock.monotonic_seconds()
         try:
             delivered = await self._call(posting)
@@ -293,9 +302,10 @@ class Sender:
         outcome = await self._settler.settle(entry)
         if outcome is not None:
             return outcome
-        if not await self._book.mark_sending([entry.posting.ref], self._clock.now_ms()):
+        now_ms = self._clock.now_ms()
+        if not await self._book.mark_sending([entry.posting.ref], now_ms):
             return None
-        return await self._send(entry)
+        return await self._send(entry, now_ms)
 
     async def _after_failure(self, entry: DuePosting, error: CallFailed) -> Outcome:
         posting, row = entry.posting, error.row

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -24,16 +22,14 @@ from sandbox.traffic.formats import Format
 from sandbox.traffic.history import HistoryWriter, read_history
 from sandbox.traffic.sender import Sending, Target, send_calls
 from sandbox.traffic.truth import Truth, tell_truth
+from tests.agreement import compare, expected_at_stripe, load_outcomes, stripe_totals
 from tests.e2e.schedule import draw_schedule
 from tollgate.ledger.engine import open_ledger
-from tollgate.ledger.progress import load_progress
-from tollgate.ledger.usage import usage_rows
 from tollgate.ledger.verify import verify_ledger
 from tollgate.runtime.settings import KafkaSettings
 
 METERS = Path(__file__).parents[2] / "meters.yaml"
 SEED = 20261122
-OUTCOMES = ("received", "counted", "unmatched", "duplicate", "late", "dead")
 
 
 @pytest.mark.kafka
@@ -182,53 +178,20 @@ def _send_through_kills(
 def _assert_everything_agrees(
     stack: Stack, control: StandInControl, engine: Engine, truth: Truth, sending: Sending
 ) -> None:
-    expected_stripe: dict[tuple[str, str, int], Decimal] = defaultdict(Decimal)
-    for (meter, customer, window), quantity in truth.by_customer.items():
-        if quantity:
-            expected_stripe[customer, meter, window] += quantity
     _wait_for(
-        lambda: all(ended >= truth.outcomes[name] for name, ended in _outcomes(engine).items()),
+        lambda: all(ended >= truth.outcomes[name] for name, ended in load_outcomes(engine).items()),
         seconds=60,
         what="the meter to catch up",
     )
-    got = _outcomes(engine)
-    assert (got["counted"], got["unmatched"]) == (truth.outcomes["counted"], truth.outcomes["unmatched"])
-    # An ingest killed between the broker's acknowledgement and its own leaves a request that is sent again: its events
-    # are in the log twice, and end as duplicates (late and dead ones as what they are). No other number may differ.
-    twice = {name: got[name] - truth.outcomes[name] for name in ("duplicate", "late", "dead")}
-    assert all(extra >= 0 for extra in twice.values()), twice
-    assert got["received"] - truth.outcomes["received"] == sum(twice.values()) <= sending.repeated
-    assert _ledger_usage(engine) == {key: Decimal(value) for key, value in truth.usage.items()}
     _wait_for(
-        lambda: _stripe_totals(control) == expected_stripe,
+        lambda: stripe_totals(control) == expected_at_stripe(truth),
         seconds=60,
         what="Stripe's totals to equal the history's",
     )
-    assert _stripe_totals(control) == expected_stripe
+    agreement = compare(engine, control, truth, sending.repeated)
+    assert agreement.holds, agreement.words()
     assert verify_ledger(engine) == []
     stack.tollgate("verify", "--refold", timeout_seconds=240)
-
-
-def _outcomes(engine: Engine) -> dict[str, int]:
-    rows = load_progress(engine, None).values()
-    return {name: sum(getattr(row, name) for row in rows) for name in OUTCOMES}
-
-
-def _ledger_usage(engine: Engine) -> Mapping[tuple[str, str, int], Decimal]:
-    totals: dict[tuple[str, str, int], Decimal] = defaultdict(Decimal)
-    for row in usage_rows(engine):
-        # chat_tokens is kept apart by model; every other meter has one row a window.
-        totals[row.meter, row.account, row.window_start_ms] += row.quantity
-    return {key: value for key, value in totals.items() if value}
-
-
-def _stripe_totals(control: StandInControl) -> dict[tuple[str, str, int], Decimal]:
-    totals: dict[tuple[str, str, int], Decimal] = defaultdict(Decimal)
-    for row in control.totals():
-        totals[row["customer"], row["event_name"], int(row["window_start"]) * 1000] += Decimal(
-            row["quantity"]
-        )
-    return dict(totals)
 
 
 def _wait_for(reached: Callable[[], bool], *, seconds: float, what: str) -> None:

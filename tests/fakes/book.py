@@ -39,6 +39,9 @@ class MemoryBook:
         self.before_commit: Callable[[], None] | None = None
         self.after_commit: Callable[[], None] | None = None
         self.unavailable: Exception | None = None
+        self.compactions: list[int] = []
+        """Partitions whose seen ids were to be kept in fewer rows, in order."""
+        self.compaction_fails: Exception | None = None
 
     def progress(self, partitions: Collection[int]) -> Mapping[int, PartitionProgress]:
         with self._lock:
@@ -88,6 +91,13 @@ class MemoryBook:
         with self._lock:
             self._reach()
             self._seen[partition] = [blob for blob in self._seen[partition] if blob[0] >= before_day]
+
+    def compact(self, partition: int) -> None:
+        with self._lock:
+            self._reach()
+            self.compactions.append(partition)
+            if self.compaction_fails is not None:
+                raise self.compaction_fails
 
     def steal(self, partition: int, records: int) -> None:
         """Another worker has folded `records` more records of `partition` (and found nothing to count in them)."""

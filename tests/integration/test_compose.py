@@ -30,7 +30,7 @@ from sandbox.stripe.process import StripeStandIn
 from tests.parts.kafka import BrokerSettings
 
 ROOT = Path(__file__).parents[2]
-OURS = ("ingest", "meter", "stripe-sync", "webhooks")
+OURS = ("ingest", "meter", "stripe-sync", "webhooks", "archive")
 GIVEN = {
     "TOLLGATE_ID_SEED": "a secret seed for ids",
     "TOLLGATE_KEY_SEED": "a secret seed for keys",
@@ -87,7 +87,7 @@ def test_prometheus_scrapes_every_service_at_its_port(compose: dict[str, Any]) -
 def test_each_service_starts_as_composed_and_its_healthcheck_passes(
     compose: dict[str, Any], kafka_settings: BrokerSettings, postgres_url: str, tmp_path: Path
 ) -> None:
-    """init ends with 0; ingest, meter, stripe-sync and webhooks become healthy and end with 0 on SIGTERM."""
+    """init ends with 0; every service of ours becomes healthy and ends with 0 on SIGTERM."""
     runner = _unprivileged()
     if runner.account is not None:
         os.chown(tmp_path, runner.account.uid, runner.account.gid)

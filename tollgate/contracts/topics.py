@@ -31,7 +31,7 @@ GATEWAY_EVENTS = Topic(
     keyed_by="no key; partition = xxh3_64(account) mod partitions",
     value="an Arrow IPC stream holding one record batch of contract events/1, a tick/1, or an amendments/1",
     writers=("ingest", "operators (tollgate amend)"),
-    readers=("meter", "console", "archive"),
+    readers=("meter", "archive", "operators (tollgate events, replay, verify)"),
     retention_ms=7 * _DAY_MS,
 )
 GATEWAY_DEAD = Topic(

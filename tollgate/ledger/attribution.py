@@ -10,9 +10,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, and_, delete, select
 
-from tollgate.ledger.chunks import among, is_slot, key_chunks
+from tollgate.ledger.chunks import among, is_slot, key_chunks, load_present
 from tollgate.ledger.insertion import insert_new
 from tollgate.ledger.plan_rows import (
     Hold,
@@ -30,8 +30,12 @@ from tollgate.ledger.tables import (
     attributions,
     item_periods,
     mappings,
+    reconciliations,
     usage,
 )
+
+RETIRED = "retired"
+"""State, to the rules, of a period whose usage and postings may be removed: nothing is placed in it."""
 
 USAGE_COLUMNS = (
     usage.c.meter_id,
@@ -114,12 +118,7 @@ class _Attributor:
 
     def _find_new(self, claims: Mapping[str, Claim]) -> None:
         """Give the chains that nothing was pinned to before the usage that has just been read."""
-        pinned: set[str] = set()
-        for chunk in key_chunks(self._connection, sorted(claims)):
-            held = among(self._connection, [attributions.c.posting_key], [(key,) for key in chunk])
-            pinned.update(
-                self._connection.execute(select(attributions.c.posting_key).where(held).distinct()).scalars()
-            )
+        pinned = load_present(self._connection, attributions.c.posting_key, sorted(claims))
         for key, claim in claims.items():
             if key not in pinned:
                 claim.usage = {slot: self._usage[slot] for slot in claim.slots}
@@ -173,9 +172,20 @@ class _Attributor:
         periods: dict[tuple[str, str], list[PeriodRow]] = defaultdict(list)
         for chunk in key_chunks(self._connection, sorted(customers)):
             of_them = among(self._connection, [item_periods.c.customer_id], [(c,) for c in chunk])
-            for row in self._connection.execute(select(item_periods).where(of_them)):
+            same_period = and_(
+                reconciliations.c.customer_id == item_periods.c.customer_id,
+                reconciliations.c.event_name == item_periods.c.event_name,
+                reconciliations.c.period_start_ms == item_periods.c.period_start_ms,
+            )
+            for row in self._connection.execute(
+                select(item_periods, reconciliations.c.retired_ms)
+                .outerjoin(reconciliations, same_period)
+                .where(of_them)
+            ):
+                # What was counted in a retired period may be gone: its chains take nothing more.
+                state = row.state if row.retired_ms is None else RETIRED
                 periods[row.customer_id, row.event_name].append(
-                    PeriodRow(row.period_start_ms, row.period_end_ms, row.state, row.item_id, row.price_id)
+                    PeriodRow(row.period_start_ms, row.period_end_ms, state, row.item_id, row.price_id)
                 )
         return periods
 

@@ -109,7 +109,7 @@ def gather_changed(
                 reached += 1
                 rows = connection.execute(changed.where(usage.c.changed_offset <= reached)).all()
         found.slots.update(
-            Slot(r.meter_id, r.window_start_ms, r.account) for r in rows if r.meter_id in terms
+            Slot(meter_id, start_ms, account) for meter_id, start_ms, account, _ in rows if meter_id in terms
         )
         found.cursors[partition] = reached
 

@@ -37,6 +37,7 @@ __all__ = [
     "create_source",
     "hash_token",
     "list_sources",
+    "load_every_meter",
     "load_meter_set",
     "load_sources",
     "meters_version",
@@ -119,6 +120,13 @@ def load_meter_set(engine: Engine, version: int | None = None) -> MeterSet:
                 for stored in _stored(connection, wanted)
             ),
         )
+
+
+def load_every_meter(engine: Engine) -> dict[int, Meter]:
+    """Every meter version there ever was, by meter id."""
+    with read_snapshot(engine) as connection:
+        rows = connection.execute(select(meters_table.c.meter_id, meters_table.c.definition))
+        return {row.meter_id: Meter.from_document(row.definition) for row in rows}
 
 
 def _version(connection: Connection, *, lock: bool) -> int:

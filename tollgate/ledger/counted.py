@@ -6,12 +6,13 @@ how anything is counted again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 
 from sqlalchemy import Engine, select
 
 from tollgate.ledger.engine import read_snapshot
+from tollgate.ledger.retired import RetiredUsage, read_retired
 from tollgate.ledger.tables import progress, usage
 
 OUTCOME_NAMES = ("received", "counted", "unmatched", "duplicate", "weak_duplicate", "late", "dead")
@@ -30,6 +31,8 @@ class CountedUsage:
     events: int
     unvalued: int
     latest_event_ms: int
+    changed_offset: int = 0
+    """The next offset of the flush that last touched it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,8 @@ class Counted:
     outcomes: dict[int, dict[str, int]]
     """By partition and `OUTCOME_NAMES`; as they stand, whether they add up or not."""
     usage: dict[UsageKey, CountedUsage]
+    retired: dict[tuple[int, int], RetiredUsage] = field(default_factory=dict)
+    """By partition and meter id: the rows that were removed for their age."""
 
 
 def load_counted(engine: Engine) -> Counted:
@@ -58,10 +63,17 @@ def load_counted(engine: Engine) -> Counted:
                 usage.c.events,
                 usage.c.unvalued,
                 usage.c.latest_event_ms,
+                usage.c.changed_offset,
             ).execution_options(yield_per=_ROWS_A_FETCH)
         )
         return Counted(
             next_offsets={row.partition: row.next_offset for row in rows},
             outcomes={row.partition: {name: getattr(row, name) for name in OUTCOME_NAMES} for row in rows},
-            usage={tuple(row[:5]): CountedUsage(*row[5:]) for row in counted},
+            usage={
+                tuple(row[:5]): CountedUsage(
+                    row.quantity, row.events, row.unvalued, row.latest_event_ms, row.changed_offset
+                )
+                for row in counted
+            },
+            retired=read_retired(connection),
         )

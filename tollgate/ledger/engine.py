@@ -41,6 +41,7 @@ __all__ = [
     "LedgerUnavailable",
     "PinMismatch",
     "check_durability",
+    "fit_sqlite",
     "is_transient",
     "ledger_transaction",
     "open_ledger",
@@ -129,6 +130,12 @@ def _open_sqlite(url: URL, pool_size: int, busy_timeout_ms: int) -> Engine:
         max_overflow=0,
         pool_timeout=CONNECT_TIMEOUT_SECONDS,
     )
+    fit_sqlite(engine, busy_timeout_ms)
+    return engine
+
+
+def fit_sqlite(engine: Engine, busy_timeout_ms: int) -> None:
+    """Have every connection of a SQLite engine prepared and every transaction begun as the ledger needs it."""
 
     def prepare(connection: sqlite3.Connection, _record: object) -> None:
         prepare_connection(connection, busy_timeout_ms)
@@ -140,7 +147,6 @@ def _open_sqlite(url: URL, pool_size: int, busy_timeout_ms: int) -> Engine:
 
     event.listen(engine, "connect", prepare)
     event.listen(engine, "begin", begin)
-    return engine
 
 
 @contextmanager

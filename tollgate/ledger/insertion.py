@@ -5,12 +5,13 @@ Owns the two `ON CONFLICT` forms, and the quickest way in for rows that cannot b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import psycopg
 from psycopg import sql
-from sqlalchemy import Connection, Table, insert
+from sqlalchemy import JSON, Column, Connection, Dialect, Table, insert
 from sqlalchemy.dialects import postgresql, sqlite
 
 Rows = Sequence[Mapping[str, Any]]
@@ -41,28 +42,60 @@ def put(connection: Connection, table: Table, rows: Rows) -> None:
 
 
 def insert_new(connection: Connection, table: Table, rows: Rows) -> None:
-    """Insert `rows`, all with the same columns and none of them there yet; what they break is raised as by INSERT.
+    """Insert `rows`, all with the same columns and none of them there yet; what they break is raised as by INSERT."""
+    if rows:
+        names = list(rows[0])
+        insert_columns(connection, table, names, ([row[name] for name in names] for row in rows))
 
-    PostgreSQL copies them: a quarter of what INSERT costs from a few hundred on.
+
+def insert_columns(
+    connection: Connection,
+    table: Table,
+    names: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    shared: Mapping[str, Any] | None = None,
+) -> None:
+    """As `insert_new`, of one row or more that hold values of `names`; `shared` are columns alike in all of them.
+
+    PostgreSQL copies them: a quarter of what INSERT costs from a few hundred on, and it writes the first rows while the
+    last ones are still being made.
     """
-    if not rows:
-        return
+    alike = shared or {}
     if connection.dialect.name != "postgresql":
-        connection.execute(insert(table), list(rows))
+        connection.execute(insert(table), [{**dict(zip(names, row, strict=True)), **alike} for row in rows])
         return
-    columns = [table.c[name] for name in rows[0]]
-    dialect = connection.dialect
-    encoders = [column.type.dialect_impl(dialect).bind_processor(dialect) for column in columns]
+    columns = [*names, *alike]
+    encoders = [_encoder(table.c[name], connection.dialect) for name in columns]
+    tail = [encode(value) for value, encode in zip(alike.values(), encoders[len(names) :], strict=True)]
+    encoded = [(n, encode) for n, encode in enumerate(encoders[: len(names)]) if encode is not _as_it_is]
     target = sql.SQL("COPY {} ({}) FROM STDIN").format(
-        sql.Identifier(table.name), sql.SQL(", ").join(sql.Identifier(column.name) for column in columns)
+        sql.Identifier(table.name), sql.SQL(", ").join(map(sql.Identifier, columns))
     )
     driver = connection.connection.driver_connection
     assert isinstance(driver, psycopg.Connection), "PostgreSQL is spoken to through psycopg"
     with driver.cursor() as cursor, cursor.copy(target) as copy:
         for row in rows:
-            copy.write_row(
-                [
-                    encode(row[column.name]) if encode is not None else row[column.name]
-                    for column, encode in zip(columns, encoders, strict=True)
-                ]
-            )
+            values = [*row, *tail]
+            for n, encode in encoded:
+                values[n] = encode(values[n])
+            copy.write_row(values)
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _encoder(column: Column[Any], dialect: Dialect) -> Callable[[Any], Any]:
+    """What makes a value of `column` one that the driver takes; a document that is in many rows is written out once."""
+    kind = column.type.dialect_impl(dialect)
+    if not isinstance(kind, JSON):
+        return kind.bind_processor(dialect) or _as_it_is
+    written: dict[int, str] = {}
+
+    def encode_once(document: Any) -> str:
+        # By identity: the rows hold every document until the last is written, so no two have the same.
+        if id(document) not in written:
+            written[id(document)] = json.dumps(document)
+        return written[id(document)]
+
+    return encode_once

@@ -188,6 +188,16 @@ class NextLink:
     """Set when an invoice item carries it."""
 
 
+class FirstLink(NamedTuple):
+    """A chain's first link, from nothing, as it is sent."""
+
+    posting_key: str
+    identifier: str
+    idempotency_key: str
+    timestamp_s: int
+    body: str
+
+
 @dataclass(frozen=True, slots=True)
 class Hold:
     """Not posted, and why. `quantity` is what is missing at Stripe."""

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from tollgate.ledger.plan_rows import (
     Chain,
+    FirstLink,
     Hold,
     HoldReason,
     MappingRow,
@@ -22,8 +23,27 @@ from tollgate.ledger.plan_rows import (
     Slot,
     UsageRow,
 )
+from tollgate.ledger.posting_rows import PostingMode
 from tollgate.metering.closed import ClosedPolicy
 from tollgate.metering.meter import MetricKind
+
+
+class Shorthand(Protocol):
+    """Writes the first links of one meter's plain windows, as all the rules together would."""
+
+    mode: PostingMode
+
+    def first_link(
+        self,
+        customer_id: str,
+        window_start_ms: int,
+        latest_event_ms: int,
+        quantity: Decimal,
+        period_start_ms: int,
+        period_end_ms: int,
+    ) -> FirstLink | None:
+        """The first link of a window of which nothing was posted, and whose only period is open; None: ask the rules."""
+        ...
 
 
 class PlanRules(Protocol):
@@ -69,6 +89,10 @@ class PlanRules(Protocol):
         self, terms: MeterTerms, chain: Chain, total: Decimal, placement: Placement, now_ms: int
     ) -> NextLink | Hold | None:
         """The next link of a chain whose usage is now `total`; None when nothing is missing."""
+        ...
+
+    def shorthand(self, terms: MeterTerms, now_ms: int) -> Shorthand | None:
+        """What writes the first links of a meter's plain windows; None for a meter that has none."""
         ...
 
     def closed_policy(self, terms: MeterTerms) -> ClosedPolicy:

@@ -1,17 +1,18 @@
 """The planning transaction: what changed in the counts becomes links of posting chains, or held usage, all at once.
 
 Owns the order of its steps and the birth of postings. It refuses to know the rules (the caller's `PlanRules` decide),
-which slots are looked at (`candidates.py`), whose they are (`attribution.py`), what they add up to
-(`chain_totals.py`), and how anything is sent.
+which slots are looked at (`candidates.py`), which of them are plain (`plain_windows.py`), whose they are
+(`attribution.py`), what they add up to (`chain_totals.py`), and how anything is sent.
 
 One transaction, fenced by the lease, reading one moment (`plan_postings`):
 
 1. fence; stop if paused, or if an imported journal is ahead of the counts;
 2. gather candidate slots: changed usage above each cursor, the urgent customers' first, held usage worth another
    look, meters switched on;
-3. resolve each slot's customer (pinned, else mapped) and place each (customer, meter, window) in an item period;
-4. pin the slots to their chains, add up each chain's usage, decide its next link;
-5. write postings, holds, cursors.
+3. post the plain windows; of all other slots:
+4. resolve each slot's customer (pinned, else mapped) and place each (customer, meter, window) in an item period;
+5. pin the slots to their chains, add up each chain's usage, decide its next link;
+6. write postings, holds, cursors.
 
 Cursors and postings move together: after a crash anywhere the next transaction sees both or neither. A slot that
 cannot be planned yet is in `holds`, so a cursor that has passed it has not lost it.
@@ -19,8 +20,11 @@ cannot be planned yet is in `holds`, so a cursor that has passed it has not lost
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import gc
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import Connection, Engine, select
@@ -44,6 +48,7 @@ from tollgate.ledger.holding import write_holds
 from tollgate.ledger.insertion import insert_new, put
 from tollgate.ledger.leases import Lease, fence
 from tollgate.ledger.meter_terms import load_terms
+from tollgate.ledger.plain_windows import post_plain_windows
 from tollgate.ledger.plan_rows import (
     Chain,
     Hold,
@@ -85,6 +90,24 @@ class PlanReport:
     """By partition, up to where all usage of the urgent customers has been planned; empty where some is left."""
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without Python's cycle collector, in the whole process: it would take a third of a large plan's time.
+
+    Each of its walks over the thousands of values a plan has alive finds nothing, since none of them is in a cycle. Of
+    two plans at once the one that found it running has it run again. Around a whole function: what is alive when it
+    runs again is walked once more.
+    """
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
+
+
+@_uncollected()
 def plan_postings(
     engine: Engine,
     lease: Lease,
@@ -151,7 +174,7 @@ def plan_postings(
 
 
 class _Planner:
-    """Steps 3 to 5 for one transaction's candidates."""
+    """Steps 3 to 6 for one transaction's candidates."""
 
     def __init__(
         self,
@@ -175,9 +198,22 @@ class _Planner:
         self.anomalies: list[str] = []
 
     def plan(self, slots: Sequence[Slot]) -> None:
-        attribution = attribute_slots(self._connection, self._rules, self._terms, slots)
+        plain = self._post_plain(slots)
+        self.planned = len(plain)
+        others = [slot for slot in slots if slot not in plain]
+        attribution = attribute_slots(self._connection, self._rules, self._terms, others)
         decided = self._decide(attribution.claims)
         self.held = write_holds(self._connection, slots, {**attribution.holds, **decided}, self._now_ms)
+
+    def _post_plain(self, slots: Sequence[Slot]) -> frozenset[Slot]:
+        """Plan the candidates that nothing is special about; returns which."""
+        shorthands = {
+            meter_id: shorthand
+            for meter_id in {slot.meter_id for slot in slots}
+            if (shorthand := self._rules.shorthand(self._terms[meter_id], self._now_ms)) is not None
+        }
+        shared = {"seq": 1, "quantity_from": Decimal(0), **self._unsent()}
+        return post_plain_windows(self._connection, self._terms, shorthands, slots, self._offsets, shared)
 
     def _decide(self, claims: Mapping[str, Claim]) -> dict[Slot, Hold]:
         """Write the next link of each chain; returns what is held of them instead, or as well."""
@@ -260,16 +296,18 @@ class _Planner:
                 link,
                 claim.placement.period.item_id,
             ),
-            "state": str(PostingState.PARKED if parked else PostingState.PLANNED),
-            "attempts": 0,
-            "first_sent_ms": None,
-            "last_sent_ms": None,
-            "retry_ms": None,
-            "settled_ms": None,
-            "request_id": None,
-            "error": link.park_reason,
-            "planned_ms": self._now_ms,
             "planned_from": {str(p): self._offsets.get(p, 0) for p in sorted(partitions)},
-            "lease_version": self._lease_version,
+            **self._unsent(),
+            "state": str(PostingState.PARKED if parked else PostingState.PLANNED),
+            "error": link.park_reason,
             "for_period_ms": link.for_period_ms,
+        }
+
+    def _unsent(self) -> dict[str, Any]:
+        """The columns in which this transaction's postings are alike: written down, and nothing come of them yet."""
+        return {
+            "state": str(PostingState.PLANNED),
+            "attempts": 0,
+            "planned_ms": self._now_ms,
+            "lease_version": self._lease_version,
         }

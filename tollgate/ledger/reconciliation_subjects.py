@@ -101,7 +101,7 @@ def _due(event_name: str, meter_ids: Sequence[int], now_ms: int) -> Select[Any]:
                 last.c.period_start_ms == periods.c.period_start_ms,
             ),
         )
-        .where(or_(compare_final, compare_draft, by_last_check))
+        .where(last.c.retired_ms.is_(None), or_(compare_final, compare_draft, by_last_check))
         .order_by("rank", "place", periods.c.customer_id, periods.c.period_start_ms)
     )
 
@@ -113,9 +113,11 @@ def find_subjects(
     meter: str | None = None,
     at_ms: int | None = None,
     since_ms: int | None = None,
+    retired: bool = False,
 ) -> list[Subject]:
     """Every period that fits: of a customer, of a meter (its name or its event name), that `at_ms` lies in, that ends
-    after `since_ms`. By customer, meter, start."""
+    after `since_ms`. By customer, meter, start. Those whose postings may be removed already only with `retired`: what
+    was last found of them stands, and there is nothing left to compare."""
     with read_snapshot(engine) as connection:
         names = {terms.event_name for terms in load_terms(connection).values()}
         if meter is not None:
@@ -135,6 +137,14 @@ def find_subjects(
             .group_by(item_periods.c.customer_id, item_periods.c.event_name, item_periods.c.period_start_ms)
             .order_by(item_periods.c.customer_id, item_periods.c.event_name, item_periods.c.period_start_ms)
         )
+        if not retired:
+            gone = exists().where(
+                reconciliations.c.customer_id == item_periods.c.customer_id,
+                reconciliations.c.event_name == item_periods.c.event_name,
+                reconciliations.c.period_start_ms == item_periods.c.period_start_ms,
+                reconciliations.c.retired_ms.is_not(None),
+            )
+            wanted = wanted.where(~gone)
         if customer is not None:
             wanted = wanted.where(item_periods.c.customer_id == customer)
         if at_ms is not None:

@@ -64,7 +64,7 @@ class DriftSummary:
 
 
 def store_reconciliation(engine: Engine, found: Reconciliation) -> None:
-    """Keep a comparison unless a later one is kept already."""
+    """Keep a comparison, unless a later one is kept already or the period was retired while it was made."""
     subject = found.subject
     row = {
         "customer_id": subject.customer_id,
@@ -85,8 +85,10 @@ def store_reconciliation(engine: Engine, found: Reconciliation) -> None:
         "due_ms": found.due_ms,
     }
     with ledger_transaction(engine) as connection:
-        kept = connection.execute(select(reconciliations.c.checked_ms).where(_is_of(subject))).scalar()
-        if kept is None or kept <= found.checked_ms:
+        kept = connection.execute(
+            select(reconciliations.c.checked_ms, reconciliations.c.retired_ms).where(_is_of(subject))
+        ).one_or_none()
+        if kept is None or (kept.retired_ms is None and kept.checked_ms <= found.checked_ms):
             put(connection, reconciliations, [row])
 
 

@@ -156,7 +156,7 @@ progress_totals = Table(
     ),
     Column("events", BigInteger, nullable=False),
     Column("unvalued", BigInteger, nullable=False),
-    comment="The law: equals the sum of this partition's usage rows of this meter.",
+    comment="The law: equals the sum of this partition's usage rows of this meter, there or retired.",
 )
 
 progress_epochs = Table(
@@ -188,6 +188,21 @@ usage = Table(
     Index("ix_usage_changed", "partition", "changed_offset"),
     Index("ix_usage_account", "account", "meter_id", "window_start_ms"),
     Index("ix_usage_window", "meter_id", "window_start_ms"),
+)
+
+usage_retired = Table(
+    "usage_retired",
+    metadata,
+    Column("partition", Integer, primary_key=True, autoincrement=False),
+    Column("meter_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("quantity", Quantity, nullable=False, comment="of rows removed; 0 for max, min and latest"),
+    Column("events", BigInteger, nullable=False),
+    Column("unvalued", BigInteger, nullable=False),
+    Column("usage_rows", BigInteger, nullable=False, comment="rows removed so far"),
+    Column(
+        "before_ms", BigInteger, nullable=False, comment="every window that lost a row begins before this"
+    ),
+    comment="The law: totals are the sum of the usage rows there are and of those removed for their age.",
 )
 
 distinct_values = Table(
@@ -507,6 +522,10 @@ reconciliations = Table(
     Column("checked_ms", BigInteger, nullable=False),
     Column("asked_ms", BigInteger, nullable=True, comment="when Stripe was last asked"),
     Column("due_ms", BigInteger, nullable=True, comment="next check; NULL when there is none to come"),
+    Column(
+        "retired_ms", BigInteger, nullable=True, comment="since when its usage and postings may be removed"
+    ),
+    Column("emptied_ms", BigInteger, nullable=True, comment="when the last of its postings was removed"),
     Index("ix_reconciliations_due", "due_ms"),
     Index("ix_reconciliations_verdict", "verdict"),
     comment="The last comparison of ledger, postings, Stripe's summaries and invoice, per customer, meter and period.",
@@ -538,6 +557,7 @@ OWNERS: Mapping[str, tuple[Table, ...]] = {
         progress_totals,
         progress_epochs,
         usage,
+        usage_retired,
         distinct_values,
         seen_ids,
     ),

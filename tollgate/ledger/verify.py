@@ -17,6 +17,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Select, case, func, select
 
 from tollgate.ledger.engine import read_snapshot
+from tollgate.ledger.retired import read_retired
 from tollgate.ledger.tables import (
     controls,
     distinct_values,
@@ -29,7 +30,7 @@ from tollgate.ledger.tables import (
     seen_ids,
     usage,
 )
-from tollgate.ledger.types import Quantity
+from tollgate.ledger.types import EXACT, Quantity
 from tollgate.ledger.verify_postings import PostedMeter, verify_postings
 from tollgate.metering.conservation import (
     InstanceCounts,
@@ -169,6 +170,13 @@ def _verify_totals(connection: Connection, known: Mapping[int, Meter]) -> list[V
         )
         for row in rows
     }
+    for key, gone in read_retired(connection).items():
+        there = summed.get(key, _NOTHING)
+        summed[key] = MeterTotals(
+            EXACT.add(there.quantity, gone.quantity),
+            there.events + gone.events,
+            there.unvalued + gone.unvalued,
+        )
     return [*check_totals(kept, summed), *_verify_distinct(connection, known)]
 
 

@@ -4,7 +4,7 @@ Owns the equations, as pure functions from plain numbers to violations. It refus
 
 1. per partition: received = counted + unmatched + duplicate + late + dead, and nothing is negative;
    per ingest instance: what was received up to its last tick is at least what it had acknowledged;
-2. per (partition, meter): the totals in progress equal the sum of the usage rows;
+2. per (partition, meter): the totals in progress equal the sum of the usage rows, those removed for their age included;
 3. per posting key: seq 1..n without a gap, each from = the previous to, only the last link unsettled, each reversal
    takes back exactly the void links before it, and what was delivered is what Stripe holds;
    usage that is not posted is held with a reason, in flight, or not yet due.
@@ -182,7 +182,8 @@ def check_instances(instances: Iterable[InstanceCounts]) -> list[Violation]:
 def check_totals(
     totals: Mapping[tuple[int, int], MeterTotals], usage: Mapping[tuple[int, int], MeterTotals]
 ) -> list[Violation]:
-    """Law 2: the totals kept in progress against the sums of the usage rows, by (partition, meter id).
+    """Law 2: the totals kept in progress against the sums of the usage rows, by (partition, meter id); in the sums are
+    the rows that were removed for their age.
 
     Missing means zero. Quantities that do not add up (max, min, latest) are to be given as 0 on both sides.
     """

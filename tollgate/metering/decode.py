@@ -15,6 +15,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import pyarrow as pa
 
@@ -64,6 +65,42 @@ class _Layout:
     absent: frozenset[str]
     plan: Plan | None
     """How to gather them; None when the schema holds a type that cannot be."""
+
+
+class Decoder(Protocol):
+    """Where the columns of records come from: their values, or a table they were put into before."""
+
+    def decode(
+        self, records: Sequence[EventsRecord], columns: Iterable[str]
+    ) -> tuple[list[Decoded], list[Broken]]:
+        """`columns` (fixed names, and properties where captured) of many records; what cannot be decoded, and why."""
+        ...
+
+    def decode_whole(self, record: EventsRecord) -> pa.Table:
+        """Every column of one record that `decode` could read."""
+        ...
+
+
+class _Values:
+    """Decodes records' values, as the log holds them."""
+
+    def decode(
+        self, records: Sequence[EventsRecord], columns: Iterable[str]
+    ) -> tuple[list[Decoded], list[Broken]]:
+        return decode_records(records, columns)
+
+    def decode_whole(self, record: EventsRecord) -> pa.Table:
+        return decode_whole(record)
+
+
+VALUES: Decoder = _Values()
+
+
+def schema_of(value: bytes) -> pa.Schema:
+    """The schema a value begins with. Raises Undecodable when it begins with none, or with none of the contract."""
+    prefix = value[: _message_end(value, 0)]
+    _read_layout(prefix, ())
+    return _read_schema(prefix)
 
 
 def decode_records(
@@ -192,11 +229,16 @@ def _find_message_end(value: bytes, start: int) -> int:
 
 
 @lru_cache(maxsize=_SCHEMAS_CACHED)
-def _read_layout(prefix: bytes, wanted: tuple[str, ...]) -> _Layout:
+def _read_schema(prefix: bytes) -> pa.Schema:
     try:
-        schema = pa.ipc.read_schema(pa.py_buffer(prefix))
+        return pa.ipc.read_schema(pa.py_buffer(prefix))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise Undecodable(f"not an Arrow schema: {error}") from error
+
+
+@lru_cache(maxsize=_SCHEMAS_CACHED)
+def _read_layout(prefix: bytes, wanted: tuple[str, ...]) -> _Layout:
+    schema = _read_schema(prefix)
     if len(set(schema.names)) != len(schema.names):
         raise Undecodable("a column appears twice")
     for column in SCHEMA:

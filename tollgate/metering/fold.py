@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 
 from tollgate.metering.amending import Amended, fold_amendments, set_unfit_aside
 from tollgate.metering.compiled import CompiledMeters
-from tollgate.metering.decode import decode_records
+from tollgate.metering.decode import VALUES, Decoder
 from tollgate.metering.errors import InvariantViolated
 from tollgate.metering.judging import count_first_copies, judge_times
 from tollgate.metering.layout import lay_out
@@ -62,11 +62,16 @@ _ROW_COLUMNS = ("id_hash", "id_weak", "time_ms", "account")
 
 
 def fold(
-    records: Sequence[Record], seen: Mapping[int, SeenIds], meters: CompiledMeters, rules: TimeRules
+    records: Sequence[Record],
+    seen: Mapping[int, SeenIds],
+    meters: CompiledMeters,
+    rules: TimeRules,
+    decoder: Decoder = VALUES,
 ) -> Fold:
     """Fold a flush: per partition a contiguous, ascending range of the log; partitions may be mixed.
 
-    `seen` has the set of each partition as it stands before the flush; it is only probed.
+    `seen` has the set of each partition as it stands before the flush; it is only probed. `decoder` is for records whose
+    events are not in their values.
     Raises InvariantViolated when offsets have a gap, or when counting fails for no single event's fault.
     """
     by_partition = _split(records)
@@ -77,7 +82,7 @@ def fold(
     ordered = [
         record for part in by_partition.values() for record in part if isinstance(record, EventsRecord)
     ]
-    decoded, broken = decode_records(ordered, meters.columns.union(_ROW_COLUMNS))
+    decoded, broken = decoder.decode(ordered, meters.columns.union(_ROW_COLUMNS))
     events = lay_out(ordered, decoded, broken, meters)
     judge_times(events, rules)
     counted = count_first_copies(events, seen, meters)
@@ -99,7 +104,7 @@ def fold(
             for record in part
             for letter in unreadable(record, details)
         ]
-        + dead_rows(events),
+        + dead_rows(events, decoder),
     )
 
 

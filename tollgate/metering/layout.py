@@ -98,7 +98,7 @@ def lay_out(
     for part in decoded:
         by_absent.setdefault(part.absent, []).append(part)
     for absent, parts in by_absent.items():
-        table = pa.concat_tables(part.table for part in parts).combine_chunks()
+        table = pa.concat_tables(_plain(part.table) for part in parts).combine_chunks()
         indexes = np.concatenate([np.asarray(part.indexes, np.int64) for part in parts])
         rows = _rows_of(indexes, starts)
         order = None
@@ -116,6 +116,13 @@ def lay_out(
         frame = frame.with_columns(pl.Series(PARTITION, partitions[of]), pl.Series(OFFSET, offsets[of]))
         events.classes.append(EventClass(absent, rows, frame))
     return events
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    """Without what a record's schema says beside names and types (nullable, metadata): records may differ in it, and
+    Arrow joins no tables that do.
+    """
+    return pa.Table.from_arrays(table.columns, names=table.column_names)
 
 
 def _rows_of(indexes: Rows, starts: Rows) -> Rows:

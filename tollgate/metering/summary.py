@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tollgate.metering.decode import decode_whole, encode_rows
+from tollgate.metering.decode import Decoder, encode_rows
 from tollgate.metering.errors import DeadReason
 from tollgate.metering.layout import DUPLICATE, FAILED, FRESH, FUTURE, LATE, Events
 from tollgate.metering.outcome import (
@@ -129,14 +129,14 @@ _REASONS = {
 }
 
 
-def dead_rows(events: Events) -> list[DeadEvents]:
+def dead_rows(events: Events, decoder: Decoder) -> list[DeadEvents]:
     """The dead letters of single events: one per record and reason."""
     letters = []
     ended = np.flatnonzero((events.state != FRESH) & (events.state != DUPLICATE))
     for index in np.unique(events.record_of[ended]):
         record = events.records[int(index)]
         start, end = int(events.starts[index]), int(events.starts[index + 1])
-        table = decode_whole(record)
+        table = decoder.decode_whole(record)
         for state, (reason, detail) in _REASONS.items():
             rows = np.flatnonzero(events.state[start:end] == state)
             if not rows.size:

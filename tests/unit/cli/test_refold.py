@@ -7,6 +7,7 @@ from decimal import Decimal
 
 from services.cli.refold import compare_counts
 from tollgate.ledger.counted import OUTCOME_NAMES, Counted, CountedUsage
+from tollgate.ledger.retired import RetiredUsage
 from tollgate.metering.outcome import Outcomes
 from tollgate.metering.refold import Recount, RecountedUsage
 
@@ -47,6 +48,33 @@ def test_every_number_of_a_row_is_compared() -> None:
             f"{PLACE}: latest_event_ms in the ledger is 1, the log comes to 1700000000000",
         ],
     )
+
+
+def test_what_was_retired_is_compared_by_sums() -> None:
+    """A row the ledger removed for its age is no difference while the account has it, and is one when it has not."""
+    recount = again()
+    late = (1, 5, 1_699_999_200_000, "user:eve", "")
+    recount.usage[late] = RecountedUsage(Decimal(4), 3, 1, 1_700_000_000_000)
+    held = CountedUsage(Decimal(1), 1, 0, 1_700_000_000_000)  # came after the others had gone
+    gone = RetiredUsage(Decimal("10.5"), 4, 1, 2, late[2] + 1)
+    ledger = replace(counted(), usage={late: held}, retired={(1, 5): gone})
+    assert compare(ledger, recount) == (0, [])
+    short = replace(ledger, retired={(1, 5): replace(gone, quantity=Decimal(9), events=5)})
+    subject = "recount: partition 1, meter calls"
+    assert compare(short, recount) == (
+        0,
+        [
+            f"{subject}: quantity of the usage rows removed was 9, the log comes to 10.50 of what is not there",
+            f"{subject}: events of the usage rows removed was 5, the log comes to 4 of what is not there",
+        ],
+    )
+    assert compare_counts(short, recount, {1}, {5: "calls"}.__getitem__, lambda _: False)[1] == [
+        f"{subject}: events of the usage rows removed was 5, the log comes to 4 of what is not there"
+    ]
+    younger = replace(ledger, retired={(1, 5): replace(gone, before_ms=late[2])})
+    assert len(compare(younger, recount)[1]) > 3
+    nothing_lacks = replace(counted(), retired={(1, 5): gone})
+    assert len(compare(nothing_lacks, again())[1]) == 3
 
 
 def test_rows_of_one_side_are_named() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from services.meter.booking import Fenced
+from services.meter.booking import COMPACTION_FLUSHES, Fenced
 from services.meter.faults import FaultPoint
 from services.meter.intake import Arrival, Intake
 from services.meter.metrics import MeterMetrics
@@ -444,6 +444,38 @@ async def test_old_ids_expire_in_memory_and_ledger() -> None:
         assert assigned.expired_before_day == TIME_MS // 86_400_000 - 4
         _, blobs = bench.book.partition(0, 0)
         assert [day for day, _, _ in blobs] == [TIME_MS // 86_400_000]
+
+
+@pytest.mark.parametrize("failure", [LedgerUnavailable("busy"), CommitUnknown("gone")], ids=repr)
+async def test_an_expiry_that_fails_holds_up_nothing(failure: Exception) -> None:
+    """Only space is lost until the next day's turn, also when nobody knows whether the old ids are gone."""
+
+    def fail(partition: int, before_day: int) -> None:
+        raise failure
+
+    async with running(Bench()) as bench:
+        bench.book.expire = fail  # type: ignore[method-assign]
+        bench.send(0, Call("a"))
+        await bench.pipeline.drain()
+        bench.send(0, Call("b"))
+        await bench.pipeline.drain()
+        assert bench.counted == 2
+
+
+@pytest.mark.parametrize("failure", [None, LedgerUnavailable("busy"), CommitUnknown("gone")], ids=repr)
+async def test_seen_ids_are_compacted_now_and_then(failure: Exception | None) -> None:
+    """Once in so many flushes of a partition, two that are flushed together at different ones; that it cannot be done
+    holds up nothing."""
+    async with running(Bench()) as bench:
+        bench.book.compaction_fails = failure
+        for number in range(COMPACTION_FLUSHES):
+            for partition in (0, 1):
+                bench.send(partition, Call(f"{number}-{partition}"))
+            await bench.pipeline.drain()
+            if number == COMPACTION_FLUSHES // 2 - 1:
+                assert bench.book.compactions == []
+        assert bench.book.compactions == [1, 0]
+        assert bench.counted == 2 * COMPACTION_FLUSHES
 
 
 @pytest.mark.parametrize(

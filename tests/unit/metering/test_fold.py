@@ -13,12 +13,14 @@ from tests.unit.metering.rows import (
     DAY_MS,
     HOUR_MS,
     NOW_MS,
+    batch,
     meter,
     meter_set,
     record,
     row,
     usage_totals,
 )
+from tollgate.contracts.events import SCHEMA, encode_batch
 from tollgate.metering.compiled import CompiledMeters
 from tollgate.metering.counting import Plan, hash_value
 from tollgate.metering.errors import DeadReason, InvariantViolated
@@ -476,3 +478,13 @@ def test_a_bound_can_be_lowered_but_not_raised() -> None:
     assert usage_totals(done.usage)[KEY] == (Decimal(100), 1, 1)
     with pytest.raises(ValueError, match="operand_bound"):
         CompiledMeters.compile(meter_set(meter()), operand_bound=10**13)
+
+
+def test_records_of_two_capture_settings_count_together_whatever_their_size() -> None:
+    """Small records are gathered, large ones read by Arrow: a property nobody asks for must not keep them apart."""
+    large = record([row(number) for number in range(300)], 0, properties=["a"])
+    small = record([row(1_000)], 1, properties=["b"])
+    loose = batch([row(2_000)]).cast(pa.schema([field.with_nullable(True) for field in SCHEMA]))
+    nullable = dataclasses.replace(record([row(2_000)], 2), value=encode_batch(loose))
+    done = run(large, small, nullable)
+    assert done.partitions[0].outcomes == Outcomes(received=302, counted=302)

@@ -3,12 +3,15 @@ from __future__ import annotations
 from decimal import Decimal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tollgate.metering.metric import MetricKind
 from tollgate.metering.posting import (
     combine_accounts,
     combine_distinct,
     combine_windows,
+    first_names,
     posting_identifier,
     posting_key,
 )
@@ -36,6 +39,22 @@ def test_keys_and_identifiers_never_change() -> None:
         posting_identifier(key, 3, Decimal(5), Decimal("7.5"), "ledger-1")
         == "tg_3_4ab8e00174025741e4fe39c759991f3b247f80d7"
     )
+
+
+@given(
+    st.text(),
+    st.text(),
+    st.integers(0),
+    st.integers(0),
+    st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**20), max_value=10**20),
+)
+def test_first_names_are_the_names_of_first_links(
+    ledger: str, customer: str, meter: int, start_ms: int, quantity: Decimal
+) -> None:
+    """The short cut names a chain and its first link exactly as they are named one by one."""
+    key = posting_key(ledger, customer, meter, start_ms)
+    identifier = posting_identifier(key, 1, Decimal(0), quantity, ledger)
+    assert first_names(ledger, meter, start_ms)(customer, quantity) == (key, identifier)
 
 
 def test_identifiers_differ_by_every_part_but_not_by_spelling() -> None:

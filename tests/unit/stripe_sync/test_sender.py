@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from services.stripe_sync.book import Lane
+from services.stripe_sync.book import Lane, Ref
 from services.stripe_sync.bucket import TokenBucket
 from services.stripe_sync.meter_watch import MeterWatch
 from services.stripe_sync.metrics import SyncMetrics
@@ -413,3 +413,27 @@ async def test_a_doubtful_usage_record_is_told_by_the_periods_sum(arrived: bool,
     lost = lambda body, key, number: NO_ANSWER  # noqa: E731
     bench.stripe.after, bench.stripe.before = (lost, None) if arrived else (None, lost)
     await bench.run_until(lambda: bench.book.states()[doubtful.ref] is state, seconds=2 * 3600, step_ms=1000)
+
+
+async def test_a_machine_suspended_between_marking_and_calling_marks_anew() -> None:
+    """The ledger takes the marking for the time of the call: a call long after it would make summaries believed that
+    cannot have it yet."""
+
+    class Suspended(FakeBook):
+        sleeps = 1
+
+        async def mark_sending(self, refs: Sequence[Ref], now_ms: int) -> frozenset[Ref]:
+            marked = await super().mark_sending(refs, now_ms)
+            if self.sleeps:
+                self.sleeps -= 1
+                bench.clock.set_now_ms(now_ms + 30 * 3_600_000)
+            return marked
+
+    bench = Bench(book=Suspended())
+    bench.book.add(posting("a"))
+    await bench.run_until(bench.all_delivered)
+    (called_ms, *_), *others = bench.stripe.calls
+    marked_ms = bench.book.postings["a", 1].last_sent_ms
+    assert not others
+    assert marked_ms is not None
+    assert called_ms - marked_ms < 1000
