@@ -29,6 +29,8 @@ from services.cli.console import format_time
 from services.cli.replay import EXIT_DIFFERS
 from tests.integration.cli_rig import PARTITIONS, ROOT, CountedRun, read_log
 from tests.integration.test_verify import change, of_usage, one_usage
+from tests.parts.kafka import KafkaPart
+from tests.parts.postgres import PostgresPart
 from tollgate.contracts.archive import FACTS_KEY, FileName
 from tollgate.contracts.topics import GATEWAY_EVENTS
 from tollgate.ledger.tables import usage
@@ -38,6 +40,19 @@ pytestmark = [pytest.mark.kafka, pytest.mark.postgres, pytest.mark.slow]
 
 Ended = subprocess.CompletedProcess[str]
 METERS = str(ROOT / "meters.yaml")
+
+
+@pytest.fixture(scope="module")
+def counted_run(
+    kafka: KafkaPart, postgres: PostgresPart, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[CountedRun]:
+    """A run of its own: other tests send late events of the shared one again, and these compare the whole log."""
+    run = CountedRun(kafka.fresh(), postgres, tmp_path_factory.mktemp("replayed-run"))
+    try:
+        run.play()
+        yield run
+    finally:
+        run.close()
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -31,7 +32,7 @@ from tollgate.contracts.events import (
     headers_to_kafka,
 )
 from tollgate.contracts.records import ROWS_MAX, TIME_MS_MAX
-from tollgate.metering.decode import Undecodable, decode_records, schema_of
+from tollgate.metering.decode import Undecodable, decode_records, read_schema, schema_message
 from tollgate.metering.event import PROPERTY_PREFIX
 from tollgate.metering.records import EventsRecord
 
@@ -66,6 +67,9 @@ KEPT_SCHEMA: pa.Schema = pa.schema(
     ]
 )
 """A record kept as bytes; null in the row of an event."""
+
+_SCHEMAS_CACHED = 256
+"""Capture configurations in flight at once; a rolling change of settings has two."""
 
 
 class LoggedRecord(Protocol):
@@ -193,9 +197,14 @@ def _plain_headers(record: LoggedRecord) -> EventHeaders | None:
 def _captured(value: bytes) -> tuple[str, ...] | None:
     """The properties a value carries, when it has the contract's columns and no other, in the contract's order."""
     try:
-        schema = schema_of(value)
+        return _captured_by(schema_message(value))
     except Undecodable:
         return None
+
+
+@lru_cache(maxsize=_SCHEMAS_CACHED)
+def _captured_by(message: bytes) -> tuple[str, ...] | None:
+    schema = read_schema(message)
     captured = tuple(
         name.removeprefix(PROPERTY_PREFIX) for name in schema.names if name.startswith(PROPERTY_PREFIX)
     )

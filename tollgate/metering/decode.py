@@ -96,11 +96,15 @@ class _Values:
 VALUES: Decoder = _Values()
 
 
-def schema_of(value: bytes) -> pa.Schema:
-    """The schema a value begins with. Raises Undecodable when it begins with none, or with none of the contract."""
-    prefix = value[: _message_end(value, 0)]
-    _read_layout(prefix, ())
-    return _read_schema(prefix)
+def schema_message(value: bytes) -> bytes:
+    """The message a value begins with, equal for all records of one schema. Raises Undecodable when there is none."""
+    return value[: _message_end(value, 0)]
+
+
+def read_schema(message: bytes) -> pa.Schema:
+    """The schema of a `schema_message`. Raises Undecodable when it is none, or not of the contract."""
+    _read_layout(message, ())
+    return _read_schema(message)
 
 
 def decode_records(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -133,3 +135,26 @@ def test_pins_are_written_once(tmp_path: Path) -> None:
     for name, value in (("kafka_cluster_id", "d"), ("events_topic", "u"), ("partitions", 4)):
         with pytest.raises(PinsDiffer, match=name):
             open_archive(root, **(wanted | {name: value}))  # type: ignore[arg-type]
+
+
+def test_whoever_looks_waits_for_whoever_renames(root: Path) -> None:
+    """Two that found the same end, one between looking and renaming: the other is refused when its turn comes."""
+    one, other = drafted(root, 0, 5), drafted(root, 0, 9, 1)
+    looked, go_on = threading.Event(), threading.Event()
+
+    def pause() -> None:
+        looked.set()
+        assert go_on.wait(10)
+
+    first = PartitionDirectory(root, 3, Faults(FaultPoint.LOCKED, crash=pause))
+    with ThreadPoolExecutor(2) as pool:
+        renaming = pool.submit(first.archive, *one)
+        assert looked.wait(10)
+        waiting = pool.submit(directory(root).archive, *other)
+        early, _ = wait([waiting], timeout=0.2)
+        go_on.set()
+        renaming.result()
+        with pytest.raises(Overtaken):
+            waiting.result()
+    assert not early
+    assert len([*root.rglob("*.parquet")]) == 1

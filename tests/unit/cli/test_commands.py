@@ -36,7 +36,7 @@ def test_every_command_of_the_outline_is_there() -> None:
     wanted = (
         "init|demo|run|doctor|meters apply|meters list|meters explain|tokens create|tokens list|tokens revoke|"
         "events tail|usage|postings list|postings summary|postings park|postings resume|held|dead list|dead show|"
-        "dead replay|sync pause|sync resume|sync now|customers list|customers mappings|customers import|stripe connect|verify"
+        "dead replay|sync pause|sync resume|sync now|customers list|customers mappings|customers import|stripe connect|replay|events find|verify"
     )
     assert {tuple(words.split()) for words in wanted.split("|")} <= ALL.keys()
 
