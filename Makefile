@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 export PYTHONDONTWRITEBYTECODE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format docs bench bench-full simulate storm fault-matrix nightly test-stripe lock clean
+.PHONY: help demo test check format docs bench bench-full simulate mutants storm fault-matrix nightly test-stripe lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -54,6 +54,9 @@ fault-matrix: $(STAMP) ## run every test that docs/fault-matrix.md names, and re
 
 simulate: $(STAMP) ## SEEDS=200 runs of the whole installation in virtual time under faults; RUN=n runs seed n again
 	$(BIN)/python -m tests.simulation $(if $(RUN),--seed $(RUN),--seeds $(or $(SEEDS),200)) $(SIMULATE_ARGS)
+
+mutants: $(STAMP) ## plant 130 bugs, one at a time: each must be caught (MUTANTS_ARGS=--ci: the eight worst)
+	$(BIN)/python -m tests.mutants $(MUTANTS_ARGS)
 
 nightly: $(STAMP) ## the long runs: 2,000,000 events through a kill storm, deep property tests
 	REQUIRE_REAL=1 $(BIN)/python -m pytest -m nightly -s $(PYTEST_ARGS)

@@ -82,6 +82,17 @@ def test_plain_windows_are_posted_without_asking_the_rules_one_by_one(plain: Wor
     plain.check_chains()
 
 
+def test_a_mapping_that_ended_at_the_windows_start_pays_for_nothing_of_it(plain: World) -> None:
+    """Mappings are `[from, to)`: a window that begins at the end of the only one is nobody's."""
+    meter = plain.meter()
+    plain.map(ODD[0], "cus_0", to_ms=T0 + HOUR_MS)
+    plain.use(meter, ODD[0], 3)
+    plain.use(meter, ODD[0], 4, window=1)
+    plain.settle_all()
+    assert plain.delivered() == {("cus_0", meter): Decimal(3)}
+    assert plain.held() == {(meter, 1, ODD[0]): ("no_mapping", Decimal(4))}
+
+
 @pytest.mark.parametrize("later", [False, True])
 def test_two_accounts_of_one_customer_are_one_posting(plain: World, later: bool) -> None:
     """Whether they come together or one after the other, the second never begins the chain anew."""

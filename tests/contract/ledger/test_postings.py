@@ -11,13 +11,16 @@ from typing import Any
 import pytest
 from sqlalchemy import event, select
 
+from services.stripe_sync.journal import entry_from_posting
 from tests.contract.ledger.postings_world import HOUR_MS, NOW, T0, World
 from tollgate.ledger import chunks
+from tollgate.ledger.due import load_due
 from tollgate.ledger.engine import read_snapshot
 from tollgate.ledger.leases import LeaseLost, read_lease, release_lease, renew_lease, take_lease
+from tollgate.ledger.posting_journal import import_journal
 from tollgate.ledger.posting_rows import PostingMode, PostingState
 from tollgate.ledger.postings import post_dry_run, request_sync_now, set_paused, settle_posting
-from tollgate.ledger.sending import apply_rejections
+from tollgate.ledger.sending import apply_rejections, halt_meter
 from tollgate.ledger.tables import attributions, holds, plan_cursors, postings
 from tollgate.metering.closed import ClosedPolicy
 
@@ -357,6 +360,62 @@ def test_a_stale_lease_plans_nothing(billed: World) -> None:
     with pytest.raises(LeaseLost):
         release_lease(billed.engine, billed.lease)
     assert [billed.count(t) for t in (postings, plan_cursors, holds, attributions)] == [0, 0, 0, 0]
+
+
+def test_a_lease_renewed_since_it_was_looked_at_cannot_be_taken(billed: World) -> None:
+    """Its holder lives: whoever has watched an older row has watched nothing."""
+    seen = read_lease(billed.engine, "stripe_sync")
+    renew_lease(billed.engine, billed.lease, NOW + 5)
+    assert take_lease(billed.engine, "stripe_sync", "two", seen, NOW + 10) is None
+    renew_lease(billed.engine, billed.lease, NOW + 6)
+
+
+def test_the_first_attempt_is_remembered_over_all_that_follow(billed: World) -> None:
+    """The horizon of sending again counts from when Stripe may have had it first."""
+    meter = billed.meter()
+    billed.use(meter, A, 3)
+    billed.plan()
+    (posting,) = billed.journal()
+    for hours in (0, 5, 19):
+        billed.now_ms = NOW + hours * HOUR_MS
+        billed.state(posting, PostingState.UNKNOWN)
+        (found,) = billed.postings()
+        assert (found.first_sent_ms, found.last_sent_ms) == (NOW, billed.now_ms)
+
+
+def test_an_imported_posting_is_as_old_as_its_plan(billed: World) -> None:
+    """After a restore Stripe may have had it since it was planned: the horizon of sending again counts from there."""
+    meter = billed.meter()
+    billed.use(meter, A, 3)
+    billed.plan()
+    (posting,) = billed.journal()
+    billed.forget({posting.posting_key: 0})
+    later_ms = NOW + 30 * HOUR_MS
+    import_journal(billed.engine, billed.lease, [entry_from_posting(posting)], {}, later_ms)
+    (found,) = billed.postings()
+    assert (found.state, found.identifier) == (PostingState.UNKNOWN, posting.identifier)
+    assert (found.first_sent_ms, found.last_sent_ms, found.attempts) == (NOW, NOW, 1)
+
+
+def test_only_a_live_meter_that_is_not_halted_is_due(billed: World) -> None:
+    """What was planned live waits while its meter is on a dry run, off or halted, and goes afterwards."""
+    meter = billed.meter()
+    billed.use(meter, A, 3)
+    billed.plan()
+    (posting,) = billed.journal()
+
+    def due() -> list[tuple[str, int]]:
+        return [entry.posting.ref for entry in load_due(billed.engine, NOW, 10)]
+
+    assert due() == [posting.ref]
+    for send in ("dry_run", "off"):
+        billed.switch(meter, send)
+        assert due() == []
+    billed.switch(meter, "live")
+    halt_meter(billed.engine, "calls", "not active at Stripe", NOW)
+    assert due() == []
+    halt_meter(billed.engine, "calls", None, NOW)
+    assert due() == [posting.ref]
 
 
 def test_a_crash_between_any_two_statements_leaves_nothing(billed: World) -> None:

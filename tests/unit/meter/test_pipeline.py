@@ -306,6 +306,27 @@ async def test_an_unknown_commit_is_read_back(written: bool) -> None:
         assert bench.missed == []
 
 
+async def test_an_unknown_commit_another_worker_got_ahead_of_is_a_miss() -> None:
+    """It was not ours that was written: the ledger stands past our flush, so what we hold is worth nothing."""
+    bench = Bench()
+    lost = [CommitUnknown("connection lost during COMMIT")]
+
+    def lose() -> None:
+        if lost:
+            bench.book.steal(0, 2)
+            raise lost.pop()
+
+    async with running(bench):
+        bench.book.before_commit = lose
+        bench.send(0, Call("a"))
+        await bench.pipeline.drain()
+        assert bench.book.commits == []
+        assert [each.partition for each in bench.missed] == [0]
+        assert bench.intake.next_offset(0) is None
+        bench.load(0, bench.missed[0].misses)
+        assert bench.intake.next_offset(0) == 2
+
+
 async def test_a_missed_partition_is_dropped_and_the_others_committed() -> None:
     """Somebody else was first on partition 0: what we hold of it goes, partition 1 is not held up."""
     async with running(Bench()) as bench:

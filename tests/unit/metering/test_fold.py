@@ -145,6 +145,12 @@ def test_ticks_keep_what_was_received_before_them() -> None:
     assert (part.from_offset, part.next_offset, part.last_offset) == (0, 7, 6)
 
 
+def test_a_tick_of_a_log_that_lost_rows_keeps_what_came_and_what_was_acknowledged() -> None:
+    """The two counts are independent: their difference is the loss."""
+    done = run(record([row(1)], 0), TickRecord(0, 1, "ingest-1", NOW_MS, 3))
+    assert done.partitions[0].instances == {"ingest-1": InstanceFold(1, TickSeen(NOW_MS, 3, 1))}
+
+
 def test_a_flush_of_ticks_alone() -> None:
     """It moves the offset and nothing else."""
     part = run(TickRecord(0, 5, "i", NOW_MS, 0)).partitions[0]
@@ -319,6 +325,20 @@ def test_meters_share_a_flush_with_windows_of_their_own() -> None:
     }
 
 
+@pytest.mark.parametrize("size", WindowSize)
+def test_a_window_begins_with_its_first_millisecond_and_ends_before_the_next(size: WindowSize) -> None:
+    """`[start, start + size)`: an event on the stroke belongs to what begins."""
+    start = NOW_MS - NOW_MS % size.size_ms
+    times = (start - 1, start, start + size.size_ms - 1, start + size.size_ms)
+    rows = [row(number, time_ms=time_ms) for number, time_ms in enumerate(times)]
+    done = run(record(rows, ingest_ms=times[-1]), meters=(meter(window=size),))
+    assert {found[2]: total[1] for found, total in usage_totals(done.usage).items()} == {
+        start - size.size_ms: 1,
+        start: 2,
+        start + size.size_ms: 1,
+    }
+
+
 def test_a_version_counts_its_own_times_only() -> None:
     """`[from_ms, to_ms)` bounds event time."""
     compiled = CompiledMeters.compile(meter_set(meter(), from_ms=NOW_MS, to_ms=NOW_MS + 10))
@@ -406,6 +426,16 @@ def test_latest_deltas_merge_by_time_before_offset() -> None:
     (found,) = merge_usage(deltas).to_dicts()
     assert (found["quantity"], found["order_ms"], found["order_offset"]) == (Decimal(5), NOW_MS, 0)
     assert (found["events"], found["unvalued"], found["latest_event_ms"]) == (2, 1, NOW_MS + 1)
+
+
+@pytest.mark.parametrize(("kind", "extreme"), [("max", 7), ("min", 5)])
+def test_a_delta_without_a_value_is_no_extreme(kind: str, extreme: int) -> None:
+    """Nothing is neither a peak nor a low, whichever flush it comes in."""
+    peak = meter(f"{kind} latency_ms")
+    flushes = ([row(1, latency_ms=5)], [row(2, latency_ms=None)], [row(3, latency_ms=7)])
+    deltas = [run(record(rows, at), meters=(peak,)).usage for at, rows in enumerate(flushes)]
+    (found,) = merge_usage(deltas).to_dicts()
+    assert (found["quantity"], found["events"], found["unvalued"]) == (Decimal(extreme), 2, 1)
 
 
 def _poison(monkeypatch: pytest.MonkeyPatch, status: int) -> None:

@@ -9,6 +9,7 @@ from services.stripe_sync.attempt import (
     Pace,
     conclude_delivered,
     conclude_failed,
+    conclude_not_tried,
     deadline_ms,
     is_past_horizon,
 )
@@ -169,3 +170,12 @@ def test_each_late_refusal_has_its_consequence(code: str) -> None:
 def test_an_unknown_late_refusal_is_parked() -> None:
     """Posting it again could go on for ever."""
     assert after_refusal("something_new") is AfterRefusal.PARK
+
+
+@pytest.mark.parametrize("doubtful", [False, True])
+def test_what_was_not_tried_is_as_doubtful_as_it_was(doubtful: bool) -> None:
+    """A call that was not made after all says nothing about one that was made before."""
+    first_sent_ms = T0_MS - 1000 if doubtful else None
+    state = PostingState.UNKNOWN if doubtful else PostingState.JOURNALLED
+    outcome = conclude_not_tried(posting(first_sent_ms=first_sent_ms), "the meter was halted")
+    assert (outcome.state, outcome.certain, outcome.attempted) == (state, not doubtful, False)

@@ -233,6 +233,25 @@ async def test_past_the_horizon_summaries_decide_and_nothing_is_sent() -> None:
     assert states["cus_odd", 1] is PostingState.PARKED
 
 
+async def test_a_sum_is_not_believed_before_its_lag_is_over() -> None:
+    """Stripe has it and its summary does not yet: nothing is concluded for as long as summaries may lag."""
+    bench = Bench()
+    stamp_s = T0_MS // 1000 - 30 * 3600
+    doubtful = posting(
+        "late", state=PostingState.UNKNOWN, first_sent_ms=T0_MS - 30 * HOUR_MS, timestamp_s=stamp_s
+    )
+    bench.book.add(replace(doubtful, last_sent_ms=T0_MS - 1000))
+
+    def show() -> bool:
+        if bench.clock.now_ms() >= T0_MS + HOUR_MS // 2 and not bench.stripe.events:
+            bench.stripe.events.append((T0_MS - 1000, "tg_late_1", "cus_1", Decimal(5), stamp_s))
+        return bench.book.states()["late", 1] is not PostingState.UNKNOWN
+
+    await bench.run_until(show, 2 * 3600, step_ms=30_000)
+    assert bench.stripe.calls == []
+    assert bench.book.states()["late", 1] is PostingState.SETTLED
+
+
 async def test_stripe_down_for_26_hours_never_leads_to_a_blind_resend() -> None:
     """Calls whose effect happened and whose answers were lost, then a long outage: the sum is right in the end."""
     bench = Bench()
