@@ -244,9 +244,8 @@ class PartitionArchive:
         tables = tabulate(records)
         carried = frozenset().union(*(properties_of(table.schema) for table in tables))
         if self._open is not None and not self._open.has_columns_for(carried):
+            # The next one has columns for both: two capture settings at once do not cut a file at every change.
             self.close(Closing.COLUMNS)
-            # Two capture settings at once would cut a file at every change between them.
-            self._expected |= carried
         if self._open is None:
             self._open = OpenedFile(records[0], self._clock.monotonic_seconds(), self._expected)
         self._open.hold(records, tables)

@@ -194,7 +194,7 @@ async def _until_possible(
             answer = await ask()
         except (LedgerUnavailable, KafkaError, ClusterUnidentified, OSError) as error:
             health.set_ready(what, False, str(error))
-            _log.warning("start.waiting", on=what, detail=repr(error))
+            _log.warning("start.waiting", on=what, detail=f"{type(error).__name__}: {error}")
         else:
             health.set_ready(what, True)
             return answer

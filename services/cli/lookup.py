@@ -74,7 +74,7 @@ def _candidates(archive: Archive, wanted: Wanted) -> Iterator[StoredRecord]:
     partitions = sorted(archive.files)
     if wanted.account is not None:
         partitions = [assign_partition(wanted.account, archive.pins.partitions)]
-    columns = {"partition", "offset", "row", "id", "account", "time_ms"}
+    columns = {"partition", "offset", "row", "rows", "id", "account", "time_ms"}
     for partition in partitions:
         for rows in archive.row_groups(partition, 0, _EVERYTHING, columns):
             for place in _fitting(rows, wanted):

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from tollgate.contracts.archive import NotAnArchive
 from tollgate.contracts.events import (
     CONTRACT,
     EventHeaders,
@@ -314,13 +315,23 @@ def _kept_rows(kept: Sequence[LoggedRecord]) -> pa.Table:
 
 
 def find_records(table: pa.Table) -> list[Place]:
-    """Where each record stands in a table of rows (the columns partition, offset and row suffice), in order."""
+    """Where each record stands in a table of rows (the columns partition, offset, row and rows suffice), in order.
+
+    Raises NotAnArchive where a record has more or fewer rows than its header said.
+    """
     if not len(table):
         return []
     offsets = table.column("offset").to_numpy()
     kept = table.column("row").is_null().to_numpy()
     starts = np.flatnonzero(np.concatenate(([True], offsets[1:] != offsets[:-1])))
     ends = np.append(starts[1:], len(table))
+    told = table.column("rows").take(pa.array(starts)).fill_null(1).to_numpy()
+    wrong = np.flatnonzero(told != ends - starts)
+    if wrong.size:
+        at = int(wrong[0])
+        raise NotAnArchive(
+            f"offset {offsets[starts[at]]} has {ends[at] - starts[at]} rows, its header says {told[at]}"
+        )
     partition = table.column("partition")[0].as_py()
     return [
         Place(partition, offset, start, end - start, is_kept)

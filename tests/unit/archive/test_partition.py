@@ -19,6 +19,7 @@ from tests.fakes.logged import events_record, raw_record, tick_record
 from tests.unit.metering.rows import row
 from tollgate.contracts.archive import FACTS_KEY, HOUR_MS, FileFacts, FileName, decode_facts, order_files
 from tollgate.contracts.archive_rows import RestoredRecord, properties_of, restore_records
+from tollgate.contracts.events import decode_batch
 from tollgate.runtime.clock import ManualClock
 from tollgate.runtime.faults import Faults
 
@@ -121,7 +122,11 @@ def test_size_and_age_close_a_file(tmp_path: Path) -> None:
     rig.archive.close_if_old()
     assert rig.ranges()[-1][1] == 40
     assert sum(rig.facts(number).events for number in range(len(rig.files))) == 400
-    assert [record.offset for record in rig.records()] == list(range(41))
+    found = rig.records()
+    assert [record.offset for record in found] == list(range(41))
+    assert [decode_batch(record.value)["id"].to_pylist() for record in found[:40]] == [
+        [f"call-{offset}-{place}" for place in range(10)] for offset in range(40)
+    ]
     groups = pq.ParquetFile(rig.root / rig.files[0].path)
     assert groups.num_row_groups > 1
 

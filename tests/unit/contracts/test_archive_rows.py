@@ -11,6 +11,7 @@ import pytest
 from services.cli.logged import read_rows
 from tests.fakes.logged import events_record, raw_record, tick_record
 from tests.unit.metering.rows import NOW_MS, batch, row
+from tollgate.contracts.archive import NotAnArchive
 from tollgate.contracts.archive_rows import (
     RestoredRecord,
     find_records,
@@ -154,6 +155,21 @@ def test_headers_that_cannot_be_written_again_are_kept() -> None:
     (back,) = round_trip([raw_record(0, whole.value, *signed)])
     assert back.headers == signed
     assert back.value == whole.value
+
+
+def test_an_events_record_with_a_key_keeps_it() -> None:
+    """Ingest writes none; rows have no place for one."""
+    whole = events_record(0, [row(1)])
+    record = raw_record(0, whole.value, *whole.headers, key=b"k")
+    assert round_trip([record]) == [record]
+
+
+def test_rows_too_many_or_too_few_are_no_record() -> None:
+    """A row that was written twice, or lost, is damage, and never an event more or less."""
+    rows = join_rows(tabulate([events_record(4, [row(1), row(2)])]), [])
+    for damaged in (pa.concat_tables([rows, rows]), rows.slice(0, 1)):
+        with pytest.raises(NotAnArchive, match=r"offset 4 has \d rows, its header says 2"):
+            list(restore_records(damaged))
 
 
 def test_both_ways_of_counting_read_the_same() -> None:
