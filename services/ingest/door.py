@@ -166,19 +166,26 @@ class Door:
         )
         await send_answer(answer, send)
 
+    def expect(self, headers: Headers, size: int) -> bool:
+        """Hold room for a body that is still coming, when `enter` is likely to take it."""
+        return (
+            size <= self._limits.body_bytes_max
+            and self._recognise(headers) is not None
+            and self._gate.admission.try_hold(size)
+        )
+
+    def forget(self, size: int) -> None:
+        """Let go of the room `expect` held."""
+        self._gate.admission.release(size)
+
     def enter(self, headers: Headers, body: bytes, reply: Reply) -> bool:
         """Serve a request that came whole and has nothing unusual about it; False hands it back untouched.
 
         The same road as `__call__`'s, without what takes waiting: whatever is refused there is handed back here.
         """
         entrance, gate = self._entrance, self._gate
-        caller = gate.recognise(headers, WRITE)
-        if (
-            caller is None
-            or b"content-encoding" in headers
-            or not self._takes(headers)
-            or len(body) > self._limits.body_bytes_max
-        ):
+        caller = self._recognise(headers)
+        if caller is None or len(body) > self._limits.body_bytes_max:
             return False
         try:
             reading = entrance.decoder.read(body)
@@ -206,6 +213,11 @@ class Door:
             trust_ids=caller.source not in self._untrusted_id_sources,
         )
         return True
+
+    def _recognise(self, headers: Headers) -> Caller | None:
+        """The caller of a request nothing is unusual about, by its headers."""
+        caller = self._gate.recognise(headers, WRITE)
+        return caller if b"content-encoding" not in headers and self._takes(headers) else None
 
     async def _serve(self, scope: Scope, receive: Receive, hold: Hold) -> Answer:
         """1. The request's right to be here. 2. Its body. 3. Its events. 4. The log. 5. The answer."""

@@ -113,7 +113,7 @@ class Service:
     def _create_app(
         self, keys: KeyHasher, capture: Capture, ingest_time: IngestTime
     ) -> tuple[Application, dict[str, DirectHandler]]:
-        """The app, and by path what takes small requests past it."""
+        """The app, and by path what takes requests past it."""
         settings = self.settings
         decoders = _new_decoders(settings, keys, capture)
         limits = BodyLimits(
@@ -137,7 +137,7 @@ class Service:
         }
         replay = ReplayDoor(Replayer(self.commit, decoders), gate, limits, self.clock, self.metrics)
         app = create_app(doors, replay, gate, operations_app(self.health, self.registry))
-        return app, {path: door.enter for path, door in doors.items()}
+        return app, dict(doors)
 
 
 def _new_decoders(settings: IngestSettings, keys: KeyHasher, capture: Capture) -> dict[str, Decoder]:

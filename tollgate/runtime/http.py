@@ -93,7 +93,7 @@ async def serve_app(
     up to `drain_seconds`, cancel the rest. Installs no signal handler and writes no access log. Connections above
     `connections_max` are answered 503. Keep-alive is longer than the usual 60 seconds of a proxy in front, so
     that it is the proxy that closes an idle connection and never meets one closed by us. `direct`, by path, are
-    offered small POSTs before `app` is.
+    offered POSTs before `app` is.
 
     Raises OSError when the address cannot be bound, RuntimeError when the app's own start-up fails.
     """

@@ -94,7 +94,7 @@ class Service:
         }
         replay = ReplayDoor(Replayer(commit, decoders), gate, limits, clock, metrics)
         self.app = create_app(doors, replay, gate, operations_app(Health(clock), self.registry))
-        self.direct = {path: door.enter for path, door in doors.items()}
+        self.direct = doors
         self.directly = 0
         """Requests that took the short road."""
 
@@ -107,8 +107,8 @@ class ShortRoad(httpx.AsyncBaseTransport):
         self._long = httpx.ASGITransport(service.app)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        enter = self._service.direct.get(request.url.path)
-        if enter is not None and request.method == "POST" and "content-length" in request.headers:
+        door = self._service.direct.get(request.url.path)
+        if door is not None and request.method == "POST" and "content-length" in request.headers:
             answered: asyncio.Future[httpx.Response] = asyncio.get_running_loop().create_future()
 
             def reply(status: int, body: bytes, headers: tuple[tuple[bytes, bytes], ...]) -> None:
@@ -116,7 +116,7 @@ class ShortRoad(httpx.AsyncBaseTransport):
                 answered.set_result(httpx.Response(status, content=body, headers=[*headers, *length]))
 
             headers = {name.lower(): value for name, value in request.headers.raw}
-            if enter(headers, await request.aread(), reply):
+            if door.enter(headers, await request.aread(), reply):
                 self._service.directly += 1
                 return await answered
         return await self._long.handle_async_request(request)

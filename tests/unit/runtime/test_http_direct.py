@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,10 +13,19 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from tollgate.runtime.http import Receive, Scope, Send
-from tollgate.runtime.http_direct import DirectProtocol, Reply
+from tollgate.runtime.http_direct import WAIT_SECONDS, DirectProtocol, Reply
 
 PATH = b"/take"
 JSON_TYPE = ((b"content-type", b"application/json"),)
+
+
+CUT_ROADS = [
+    (True, True, {"short"}),
+    # Cut in its head nothing is known yet, and the rest comes at once.
+    (True, False, {"short", "long POST /take"}),
+    (False, True, {"long POST /take"}),
+    (False, False, {"long POST /take"}),
+]
 
 
 class Connection:
@@ -50,16 +60,18 @@ def say(road: str, headers: Mapping[bytes, bytes], body: bytes) -> bytes:
 class Rig:
     """One connection, an app that answers at once, and a handler that answers when told to."""
 
-    def __init__(self, *, takes: bool = True, fails: bool = False) -> None:
+    def __init__(self, *, takes: bool = True, fails: bool = False, waits: bool = True) -> None:
         self.takes = takes
         self.fails = fails
+        self.waits = waits
+        self.held: list[int] = []
         self.waiting: list[tuple[bytes, Reply]] = []
         self.state = ServerState()
         config = uvicorn.Config(self._app, interface="asgi3", lifespan="off", log_config=None)
         config.load()
         self.connection = Connection()
         self.protocol = DirectProtocol(
-            config, self.state, {}, asyncio.get_running_loop(), handlers={PATH: self._handle}
+            config, self.state, {}, asyncio.get_running_loop(), handlers={PATH: self}
         )
         self.protocol.connection_made(self.connection)  # type: ignore[arg-type]
 
@@ -75,7 +87,17 @@ class Rig:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
 
-    def _handle(self, headers: Mapping[bytes, bytes], body: bytes, reply: Reply) -> bool:
+    def expect(self, headers: Mapping[bytes, bytes], size: int) -> bool:
+        assert headers[b"content-length"] == b"%d" % size
+        if self.waits:
+            self.held.append(size)
+        return self.waits
+
+    def forget(self, size: int) -> None:
+        self.held.remove(size)
+
+    def enter(self, headers: Mapping[bytes, bytes], body: bytes, reply: Reply) -> bool:
+        assert self.held == []
         if self.fails:
             raise RuntimeError("a bug")
         if self.takes:
@@ -135,18 +157,81 @@ async def test_a_whole_request_is_answered_in_one_write() -> None:
     assert rig.state.total_requests == 2
 
 
-async def test_wherever_a_request_is_cut_it_is_answered_once_and_alike() -> None:
-    """Whole after all, it takes the short road; still coming, the long one; with nothing lost or doubled."""
+@pytest.mark.parametrize(("takes", "waits", "roads"), CUT_ROADS)
+async def test_wherever_a_request_is_cut_it_is_answered_once_and_alike(
+    takes: bool, waits: bool, roads: set[str]
+) -> None:
+    """In two parts or three, with another one behind it in the last of them; with nothing lost or doubled."""
     request = post("a")
-    roads = set()
+    found = set()
     for cut in range(1, len(request)):
-        rig = Rig()
-        [[road, *rest]] = await rig.ask(request[:cut], request[cut:])
-        assert rest == ["a", "events"]
-        roads.add(road)
-        assert rig.state.total_requests == 1
-    # Cut in its head nothing is known yet, and the rest comes at once.
-    assert roads == {"short", "long POST /take"}
+        for again in {cut, (cut + len(request)) // 2}:
+            rig = Rig(takes=takes, waits=waits)
+            parts = (request[:cut], request[cut:again], request[again:] + post("b"))
+            [[road, *first], [_, *second]] = await rig.ask(*filter(None, parts))
+            assert (first, second) == (["a", "events"], ["b", "events"])
+            found.add(road)
+            assert rig.state.total_requests == 2
+            assert rig.held == []
+            assert not rig.connection.closed
+    assert found == roads
+
+
+async def test_room_is_held_until_the_body_is_whole() -> None:
+    """And the connection serves the next request like any other."""
+    rig = Rig()
+    body = b"e" * 300_000
+    whole = post("a", body)
+    assert await rig.ask(*(whole[at : at + 65_536] for at in range(0, 262_144, 65_536))) == []
+    assert rig.held == [300_000]
+    assert await rig.ask(whole[262_144:]) == [["short", "a", body.decode()]]
+    assert (await rig.ask(post("b")))[1:] == [["short", "b", "events"]]
+
+
+async def test_who_goes_away_half_way_leaves_nothing() -> None:
+    """The room is given back, and nobody is told of half a body."""
+    rig = Rig()
+    assert await rig.ask(post("a")[:-2]) == []
+    assert rig.held == [6]
+    rig.protocol.connection_lost(ConnectionResetError())
+    assert (rig.held, rig.waiting, rig.connection.writes) == ([], [], [])
+
+
+async def test_a_body_that_takes_too_long_goes_on_by_the_long_road(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all that came before; a shutdown meanwhile is remembered."""
+    waits: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+    loop = asyncio.get_running_loop()
+
+    def call_later(delay: float, work: Callable[..., None], *args: Any) -> Any:
+        assert delay == WAIT_SECONDS
+        waits.append((work, args))
+        return loop.call_soon(lambda: None)
+
+    rig = Rig()
+    monkeypatch.setattr(
+        rig.protocol, "loop", SimpleNamespace(call_later=call_later, create_task=loop.create_task)
+    )
+    whole = post("a")
+    await rig.ask(whole[:-5], whole[-5:-3])
+    rig.protocol.shutdown()
+    assert not rig.connection.closed
+    [(work, args)] = waits
+    work(*args)
+    assert rig.held == []
+    assert await rig.ask(whole[-3:]) == [["long POST /take", "a", "events"]]
+    assert rig.connection.closed
+
+
+async def test_a_shutdown_waits_for_a_body_under_way() -> None:
+    """It is answered, and the sender told that the connection ends."""
+    rig = Rig()
+    whole = post("a")
+    await rig.ask(whole[:-2])
+    rig.protocol.shutdown()
+    assert not rig.connection.closed
+    assert await rig.ask(whole[-2:]) == [["short", "a", "events"]]
+    assert b"\r\nconnection: close\r\n" in rig.connection.writes[0]
+    assert rig.connection.closed
 
 
 @pytest.mark.parametrize("takes", [True, False])
