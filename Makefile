@@ -7,10 +7,11 @@ MINUTES ?= 20
 SEED ?= 1
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PEERS := .tollgate/peers
 export PYTHONDONTWRITEBYTECODE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format docs bench bench-full simulate mutants storm fault-matrix nightly test-stripe lock clean
+.PHONY: help demo test check format docs bench bench-peers simulate mutants storm fault-matrix nightly test-stripe lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -45,6 +46,14 @@ docs: $(STAMP) ## write the generated documents
 
 bench: $(STAMP) ## the speed table, on real Kafka and PostgreSQL, counts asserted in the same run
 	$(BIN)/python -m benchmarks
+
+$(PEERS)/.installed: benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+bench-peers: $(STAMP) $(PEERS)/.installed ## Tollgate's meter beside Faust, Quix Streams, Kafka Streams and a hand-written loop, a SIGKILL each
+	$(BIN)/python -m benchmarks.peers $(PEERS_ARGS)
 
 storm: $(STAMP) ## faults on real processes for MINUTES, from SEED: lost and doubled must be 0 (RECORD=1 keeps it for docs/proof.md)
 	$(BIN)/python -m tests.storm --minutes $(MINUTES) --seed $(SEED) $(if $(RECORD),--report docs/recorded/storm.json) $(STORM_ARGS)
