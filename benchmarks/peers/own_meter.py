@@ -14,7 +14,7 @@ from benchmarks.peers.contender import Count, KilledCount
 from benchmarks.peers.events import Span
 from benchmarks.peers.meters import SESSION_TIMEOUT_MS
 from benchmarks.peers.outcome import compare_usage
-from benchmarks.peers.watching import begin_watch, Meanwhile, ended_cpu_seconds
+from benchmarks.peers.watching import Meanwhile, begin_watch, ended_cpu_seconds
 from benchmarks.row import assert_counts
 
 _TIMEOUT_SECONDS = 120.0

@@ -45,7 +45,7 @@ def test_a_line_names_its_partition_and_time() -> None:
 def test_the_same_span_is_the_same_events_whatever_the_id_seed() -> None:
     """Tollgate's meter and the peers see one truth, though they hash ids with different seeds."""
     one, other = SPAN.backlog(1), SPAN.backlog(2)
-    assert [line for line in render_lines(one.records())] == [line for line in render_lines(other.records())]
+    assert list(render_lines(one.records())) == list(render_lines(other.records()))
     assert one.truth() == other.truth()
 
 
