@@ -47,6 +47,9 @@ docs: $(STAMP) ## write the generated documents
 bench: $(STAMP) ## the speed table, on real Kafka and PostgreSQL, counts asserted in the same run
 	$(BIN)/python -m benchmarks
 
+bench-full: $(STAMP) ## the curves: the fold's cost over meters, accounts, events a record, duplicates, and up to 300 million ids seen
+	$(BIN)/python -m benchmarks.curves $(BENCH_ARGS)
+
 $(PEERS)/.installed: benchmarks/peers/requirements.txt
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<

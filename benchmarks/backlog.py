@@ -81,19 +81,28 @@ class _Columns:
 class Backlog:
     """Records of `sizes` events each, ascending in time over the two hours before `now_ms`'s own. Seeded.
 
-    One event in a hundred is a copy of an event a record or more earlier in its partition.
+    A share of `duplicates` are copies of events a record or more earlier in their partition.
     """
 
     def __init__(
-        self, sizes: Sequence[int], *, partitions: int, id_seed: int, now_ms: int, seed: int = 20261122
+        self,
+        sizes: Sequence[int],
+        *,
+        partitions: int,
+        id_seed: int,
+        now_ms: int,
+        seed: int = 20261122,
+        accounts: int = ACCOUNTS,
+        duplicates: float = 0.01,
     ) -> None:
         self._sizes = sizes
         self._partitions = partitions
         self._id_seed = id_seed
+        self._share = duplicates
         self._start_ms = (now_ms // HOUR_MS - 2) * HOUR_MS
         self._rng = np.random.default_rng(seed)
         self._schema = event_schema(PROPERTIES)
-        self._names = np.array([f"company:acme-{number:04d}" for number in range(ACCOUNTS)])
+        self._names = np.array([f"company:acme-{number:04d}" for number in range(accounts)])
         homes = np.array([assign_partition(str(name), partitions) for name in self._names])
         self._accounts_of = [np.flatnonzero(homes == partition) for partition in range(partitions)]
         self._columns = _Columns()
@@ -102,7 +111,7 @@ class Backlog:
         self._pools = {
             "account": pa.array(self._names.tolist()),
             "company": pa.array([str(name).removeprefix("company:") for name in self._names]),
-            "user": pa.array([f"user-{number:05d}" for number in range(ACCOUNTS * USERS_AN_ACCOUNT)]),
+            "user": pa.array([f"user-{number:05d}" for number in range(accounts * USERS_AN_ACCOUNT)]),
             "client_ip": pa.array([f"203.0.113.{number}" for number in range(1, 255)]),
             "user_agent": pa.array(_AGENTS),
             "route": pa.array(_ROUTES),
@@ -130,7 +139,7 @@ class Backlog:
         fresh = size
         copies = None
         previous = self._last.get(partition)
-        if previous is not None and (wanted := int(rng.binomial(size, 0.01))):
+        if previous is not None and (wanted := int(rng.binomial(size, self._share))):
             wanted = min(wanted, previous.num_rows, size)
             copies = previous.slice(0, wanted)
             fresh = size - wanted
@@ -213,7 +222,7 @@ class Backlog:
         window = np.concatenate(kept.times_ms) // HOUR_MS
         route, status = np.concatenate(kept.routes), np.concatenate(kept.statuses)
         first = int(window.min())
-        key = (window - first) * ACCOUNTS + account
+        key = (window - first) * len(self._names) + account
         truth = Truth(events=int(account.size) + self._duplicates, duplicates=self._duplicates)
         chat = (route == 0) & (status < 400)
         written = (route == 0) | (route == 2)
@@ -245,7 +254,7 @@ class Backlog:
         return truth
 
     def _name_of(self, key: int, first: int) -> tuple[str, int]:
-        return str(self._names[key % ACCOUNTS]), (first + key // ACCOUNTS) * HOUR_MS
+        return str(self._names[key % len(self._names)]), (first + key // len(self._names)) * HOUR_MS
 
 
 def count_bare(frame: pl.DataFrame) -> pl.DataFrame:

@@ -1,0 +1,1 @@
+"""How the fold's cost moves with what an installation differs by."""
