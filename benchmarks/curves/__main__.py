@@ -15,6 +15,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from benchmarks.curves.varied import Point
 
+TITLES = (
+    "meters",
+    "unique meters of ten",
+    "accounts",
+    "events a record",
+    "share of duplicates",
+    "ids seen before",
+)
 RESULTS = Path(__file__).parents[1] / "results" / "curves.json"
 
 
@@ -25,6 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
         description="CPU of the fold an event over the number of meters, unique meters, accounts, events a record, "
         "duplicates and ids seen before, one varied at a time. Every total is compared with an independent count; "
         "exit code 1 when one is off.",
+    )
+    parser.add_argument(
+        "--curves", default=",".join(TITLES), help="which, separated by commas (default: %(default)s)"
     )
     parser.add_argument("--events", type=int, default=240_000, help="of each point (default: %(default)s)")
     parser.add_argument(
@@ -39,6 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     if chosen.events < 1_000:
         parser.error("--events must be 1000 or more")
+    titles = [title.strip() for title in chosen.curves.split(",")]
+    if unknown := sorted({*titles} - {*TITLES}):
+        parser.error(f"unknown curves {', '.join(unknown)}; there are {', '.join(TITLES)}")
     # Before Polars is imported: one thread, as in the meter.
     os.environ["POLARS_MAX_THREADS"] = "1"
     from benchmarks.curves.varied import curves
@@ -47,7 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     drawn: dict[str, list[dict[str, object]]] = {}
     try:
-        for title, points in curves(chosen.events, chosen.seen_max).items():
+        for title in titles:
+            points = curves(chosen.events, chosen.seen_max)[title]
             sys.stdout.write(f"\n{title}\n{'-' * 60}\n")
             drawn[title] = []
             for point in points:
