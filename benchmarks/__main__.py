@@ -29,8 +29,9 @@ DEFAULT_EVENTS = {
     "chain": 200_000,
     "planning": 100_000,
     "unchanged": 10_000_000,
+    "history": 100_000_000,
 }
-"""Units of each row (customers of `planning`, usage rows of `unchanged`): enough for ten seconds or so of the measured
+"""Units of each row (customers of `planning`, usage rows of `unchanged`, ids seen of `history`): enough for ten seconds or so of the measured
 part on one core of 2026."""
 
 
@@ -77,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ["POLARS_MAX_THREADS"] = "1"
     from benchmarks.chain_row import whole_chain
     from benchmarks.ingest_rows import ingest_batches, ingest_singles
-    from benchmarks.meter_rows import meter_batches, meter_singles
+    from benchmarks.meter_rows import meter_batches, meter_history, meter_singles
     from benchmarks.planning_rows import everybody_planned, nothing_changed
     from benchmarks.processor import pinned_to, share_cores
     from benchmarks.row import CountsDiffer
@@ -91,6 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
         "chain": whole_chain,
         "planning": everybody_planned,
         "unchanged": nothing_changed,
+        "history": meter_history,
     }
     if not hasattr(os, "sched_setaffinity"):
         sys.stderr.write("Benchmarks pin processes and read /proc: they run on Linux.\n")

@@ -169,10 +169,11 @@ class Installation:
         names = ("received", "counted", "unmatched", "duplicate", "late", "dead")
         return {name: sum(getattr(row, name) for row in rows) for name in names}
 
-    def usage(self) -> dict[tuple[str, str, int], int]:
-        """(meter, account, window start) -> quantity, rows of nothing left out."""
+    def usage(self, from_ms: int | None = None) -> dict[tuple[str, str, int], int]:
+        """(meter, account, window start) -> quantity, rows of nothing left out; windows that start at `from_ms` or
+        later."""
         found: dict[tuple[str, str, int], int] = {}
-        for row in usage_rows(self.engine):
+        for row in usage_rows(self.engine, from_ms=from_ms):
             if row.quantity:
                 key = (row.meter, row.account, row.window_start_ms)
                 found[key] = found.get(key, 0) + int(row.quantity)

@@ -10,13 +10,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
 from benchmarks.backlog import BARE_COLUMNS, Backlog, BacklogRecord, Truth, count_bare
+from benchmarks.history import History, write_history
 from benchmarks.installation import Ground, Installation, Sight, rate_between_commits
 from benchmarks.log_reading import write_log
 from benchmarks.processor import cpu_seconds, pinned_to
@@ -26,6 +27,9 @@ RECORD_EVENTS = 500
 SMALL_RECORD_EVENTS_MAX = 5
 _BARE_EVENTS = 300_000
 _TIMEOUT_SECONDS = 120.0
+_HISTORY_EVENTS = 1_000_000
+_HISTORY_COSTS_AT_MOST = 1.5
+"""Times what counting costs without: the set of ids is larger than any cache, and nothing else may grow."""
 
 
 def meter_batches(ground: Ground, events: int) -> Row:
@@ -82,6 +86,41 @@ def meter_singles(ground: Ground, records: int) -> Row:
     )
 
 
+def meter_history(ground: Ground, ids: int) -> Row:
+    """What counting costs beside `ids` events already counted, and beside none."""
+    sizes = [RECORD_EVENTS] * (_HISTORY_EVENTS // RECORD_EVENTS)
+    without = _count_backlog(ground, "meter-young", sizes)
+    made = History(ids=0, usage_rows=0, seconds=0.0)
+
+    def remember(installation: Installation) -> None:
+        nonlocal made
+        made = write_history(installation, ids)
+
+    run = _count_backlog(ground, "meter-old", sizes, remember)
+    counted, seconds = rate_between_commits(run.sights)
+    bare_us = without.cpu_seconds / without.truth.events * 1e6
+    return Row(
+        name=f"meter, {made.ids:,} ids seen before",
+        unit="event",
+        count=counted,
+        seconds=seconds,
+        cpu_us=run.cpu_seconds / run.truth.events * 1e6,
+        bound=Bound(Measure.CPU, floor=None, target=_HISTORY_COSTS_AT_MOST * bare_us),
+        bare="the same meter with none",
+        bare_us=bare_us,
+        notes={
+            "events": run.truth.events,
+            "usage_rows_before": made.usage_rows,
+            "seen_ids_bytes_on_disk": made.bytes_on_disk,
+            "startup_cpu_seconds": round(run.startup_cpu_seconds, 2),
+            "startup_cpu_seconds_with_none": round(without.startup_cpu_seconds, 2),
+            "startup_seconds": round(run.startup_seconds, 2),
+            "startup_seconds_with_none": round(without.startup_seconds, 2),
+            **run.flushes,
+        },
+    )
+
+
 class _Run:
     """What counting one backlog showed."""
 
@@ -91,15 +130,23 @@ class _Run:
         self.sights: list[Sight] = []
         self.cpu_seconds = 0.0
         self.startup_cpu_seconds = 0.0
+        self.startup_seconds = 0.0
+        """Until it was ready, on an empty topic."""
         self.usage_rows = 0
         self.agent_us: float | None = None
         self.flushes: dict[str, str | int | float] = {}
 
 
-def _count_backlog(ground: Ground, name: str, sizes: Sequence[int]) -> _Run:
+def _count_backlog(
+    ground: Ground,
+    name: str,
+    sizes: Sequence[int],
+    prepare: Callable[[Installation], None] = lambda _: None,
+) -> _Run:
     """1. Start the meter on an empty topic, for what starting costs. 2. Fill the topic. 3. Start it again and watch."""
     with ground.installation(name) as installation:
-        startup = _start_on_nothing(installation)
+        prepare(installation)
+        startup, startup_seconds = _start_on_nothing(installation)
         backlog = Backlog(
             sizes,
             partitions=ground.partitions,
@@ -118,7 +165,7 @@ def _count_backlog(ground: Ground, name: str, sizes: Sequence[int]) -> _Run:
 
         write_log(installation.kafka, (noted(record) for record in backlog.records()))
         run = _Run(backlog.truth(), sample)
-        run.startup_cpu_seconds = startup
+        run.startup_cpu_seconds, run.startup_seconds = startup, startup_seconds
         pid = installation.start("meter", ground.cores.measured, wait=False)
         run.sights = installation.watch(pid, run.truth.events, timeout_seconds=_TIMEOUT_SECONDS)
         # What the last commit leaves to do (moving memory on) belongs to its events.
@@ -135,14 +182,23 @@ def _count_backlog(ground: Ground, name: str, sizes: Sequence[int]) -> _Run:
         return run
 
 
-def _start_on_nothing(installation: Installation) -> float:
-    """CPU seconds from the process' start until it waits for records."""
+def _start_on_nothing(installation: Installation) -> tuple[float, float]:
+    """CPU seconds from the process' start until it waits for records, and seconds until it had every partition."""
+    began = time.monotonic()
     pid = installation.start("meter", installation.ground.cores.measured)
-    # Ready is said before the group has answered and the lags are known.
+    deadline = began + _TIMEOUT_SECONDS
+    while (
+        installation.samples("meter").total("tollgate_meter_assigned_partitions")
+        < installation.ground.partitions
+    ):
+        assert time.monotonic() < deadline, "the meter was not given its partitions"
+        time.sleep(0.05)
+    seconds = time.monotonic() - began
+    # The lags are asked for after that.
     time.sleep(1.5)
     spent = cpu_seconds(pid)
     installation.stop("meter")
-    return spent
+    return spent, seconds
 
 
 def _note_metrics(installation: Installation, run: _Run) -> None:
@@ -174,7 +230,7 @@ def _check(installation: Installation, truth: Truth) -> None:
             "dead": 0,
         },
     )
-    usage = installation.usage()
+    usage = installation.usage(min((window_ms for _, _, window_ms in truth.usage), default=None))
     differing = {
         key: (usage.get(key, 0), truth.usage.get(key, 0))
         for key in usage.keys() | truth.usage.keys()
