@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 export PYTHONDONTWRITEBYTECODE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format docs bench bench-full simulate mutants storm fault-matrix nightly test-stripe lock clean
+.PHONY: help demo test check format docs bench bench-full bench-scale simulate mutants storm fault-matrix nightly test-stripe lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -45,6 +45,9 @@ docs: $(STAMP) ## write the generated documents
 
 bench: $(STAMP) ## the speed table, on real Kafka and PostgreSQL, counts asserted in the same run
 	$(BIN)/python -m benchmarks
+
+bench-scale: $(STAMP) ## what an event costs as partitions and workers grow: 8, 24, 96 partitions through 1 and 2 meters
+	$(BIN)/python -m benchmarks.scale
 
 storm: $(STAMP) ## faults on real processes for MINUTES, from SEED: lost and doubled must be 0 (RECORD=1 keeps it for docs/proof.md)
 	$(BIN)/python -m tests.storm --minutes $(MINUTES) --seed $(SEED) $(if $(RECORD),--report docs/recorded/storm.json) $(STORM_ARGS)
