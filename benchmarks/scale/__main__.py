@@ -123,9 +123,10 @@ def _report(points: list[Point], chosen: argparse.Namespace) -> None:
     if not points:
         return
     sys.stdout.write(render_curve(points))
-    for workers, spread in find_spread(points).items():
+    for workers, (by_cpu, by_ratio) in find_spread(points).items():
         sys.stdout.write(
-            f"{workers} workers: the dearest number of partitions costs {spread:.2f} x the cheapest\n"
+            f"{workers} workers: the dearest number of partitions costs {by_cpu:.2f} x the cheapest "
+            f"({by_ratio:.2f} x beside the bare limit)\n"
         )
     document = {"machine": describe_machine(), "points": [point.to_document() for point in points]}
     chosen.json.parent.mkdir(parents=True, exist_ok=True)

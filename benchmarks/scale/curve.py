@@ -59,16 +59,22 @@ def render_curve(points: Sequence[Measured]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def find_spread(points: Sequence[Measured]) -> dict[int, float]:
-    """By number of workers, the dearest point's cost over the cheapest's: 1 is flat in the number of partitions.
+def find_spread(points: Sequence[Measured]) -> dict[int, tuple[float, float]]:
+    """By number of workers, the dearest point's cost over the cheapest's: by CPU, and beside the bare limit of the same
+    minutes. 1 is flat in the number of partitions.
 
-    Costs are taken beside the bare limit of the same minutes, so that a machine that was slower for one point does not
-    look like a cost of partitions.
+    Neither alone is to be believed on a shared machine: it may be slower for one point, and the bare limit is short.
     """
-    found: dict[int, list[float]] = {}
+    found: dict[int, list[Measured]] = {}
     for point in points:
-        found.setdefault(point.workers, []).append(point.ratio)
-    return {workers: max(ratios) / min(ratios) for workers, ratios in sorted(found.items())}
+        found.setdefault(point.workers, []).append(point)
+    return {
+        workers: (
+            max(each.cpu_us for each in of) / min(each.cpu_us for each in of),
+            max(each.ratio for each in of) / min(each.ratio for each in of),
+        )
+        for workers, of in sorted(found.items())
+    }
 
 
 def _cells(point: Measured, first: Measured) -> tuple[str, ...]:

@@ -29,10 +29,10 @@ def point(partitions: int, workers: int, cpu_us: float, bare_us: float = 0.5) ->
     )
 
 
-def test_flat_is_judged_beside_the_bare_limit_and_by_workers() -> None:
-    """A machine half as fast for one point is not a cost of partitions; another number of workers is another curve."""
+def test_flat_is_judged_by_workers_with_and_without_the_bare_limit() -> None:
+    """A machine half as fast for one point shows in the first figure alone; other workers are another curve."""
     points = [point(8, 1, 2.0), point(24, 1, 4.0, bare_us=1.0), point(96, 1, 2.5), point(8, 2, 9.0)]
-    assert find_spread(points) == {1: 1.25, 2: 1.0}
+    assert find_spread(points) == {1: (2.0, 1.25), 2: (1.0, 1.0)}
 
 
 def test_a_line_a_point_as_markdown() -> None:
