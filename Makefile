@@ -11,7 +11,7 @@ PEERS := .tollgate/peers
 export PYTHONDONTWRITEBYTECODE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format docs bench bench-peers simulate mutants storm fault-matrix nightly test-stripe lock clean
+.PHONY: help demo test check format docs bench bench-full bench-peers bench-scale simulate mutants storm fault-matrix nightly test-stripe lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -57,6 +57,9 @@ $(PEERS)/.installed: benchmarks/peers/requirements.txt
 
 bench-peers: $(STAMP) $(PEERS)/.installed ## Tollgate's meter beside Faust, Quix Streams, Kafka Streams and a hand-written loop, a SIGKILL each
 	$(BIN)/python -m benchmarks.peers $(PEERS_ARGS)
+
+bench-scale: $(STAMP) ## what an event costs as partitions and workers grow: 8, 24, 96 partitions through 1 and 2 meters
+	$(BIN)/python -m benchmarks.scale
 
 storm: $(STAMP) ## faults on real processes for MINUTES, from SEED: lost and doubled must be 0 (RECORD=1 keeps it for docs/proof.md)
 	$(BIN)/python -m tests.storm --minutes $(MINUTES) --seed $(SEED) $(if $(RECORD),--report docs/recorded/storm.json) $(STORM_ARGS)

@@ -134,12 +134,19 @@ class Installation:
     def events_topic(self) -> str:
         return self.kafka.topic_name(GATEWAY_EVENTS.name)
 
-    def start(self, name: str, cores: frozenset[int], *, wait: bool = True) -> int:
-        """Start a service on `cores`, profiled when the run is; returns its pid."""
-        module = [f"services.{name}"]
+    def start(
+        self, name: str, cores: frozenset[int], *, wait: bool = True, service: str | None = None
+    ) -> int:
+        """Start a service (`name`, or an instance of `service`) on `cores`, profiled when the run is; its pid."""
+        service = service or name
+        module = [f"services.{service}"]
         profiles = self.ground.profile_directory
         if profiles is not None:
-            module = ["benchmarks.profiled", f"services.{name}", str(profiles / f"{self._label}-{name}.txt")]
+            module = [
+                "benchmarks.profiled",
+                f"services.{service}",
+                str(profiles / f"{self._label}-{name}.txt"),
+            ]
         with pinned_to(cores):
             self.stack.child(name).start(
                 [sys.executable, "-m", *module], cwd=_CHECKOUT, env=self.stack.environment(name)

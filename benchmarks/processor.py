@@ -28,6 +28,19 @@ def cpu_seconds(pid: int, proc: Path = _PROC) -> float:
     return parse_cpu_ticks(stat) / os.sysconf("SC_CLK_TCK")
 
 
+def children_of(pid: int, proc: Path = _PROC) -> list[int]:
+    """The processes a process has started and that live."""
+    found = []
+    for path in proc.glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[1]) == pid:
+            found.append(int(path.parent.name))
+    return sorted(found)
+
+
 def parse_cpu_ticks(stat: str) -> int:
     """User plus system ticks of one line of /proc/<pid>/stat. The command's name may hold spaces and parentheses."""
     fields = stat.rpartition(")")[2].split()

@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -50,7 +51,7 @@ class PinsDiffer(Exception):
 
 
 def open_archive(root: Path, *, kafka_cluster_id: str, events_topic: str, partitions: int) -> ArchivePins:
-    """The pins of the archive at `root`, made when there is none.
+    """The pins of the archive at `root`, made when there is none; with the new count where the log was cut over.
 
     Raises PinsDiffer when it belongs to another cluster, topic or partition count, NotAnArchive when its pins cannot
     be read, OSError.
@@ -61,16 +62,22 @@ def open_archive(root: Path, *, kafka_cluster_id: str, events_topic: str, partit
     )
     if not path.exists():
         (root / EVENTS_DIRECTORY).mkdir(parents=True, exist_ok=True)
-        draft = root / f".{PINS_NAME}.{uuid.uuid4().hex}"
-        with draft.open("xb") as file:
-            file.write(encode_pins(wanted))
-            _sync(file.fileno())
+        draft = _draft_pins(root, wanted)
         # A link is refused where a file is: of two workers that begin at once, one writes the pins.
         with contextlib.suppress(FileExistsError):
             path.hardlink_to(draft)
         draft.unlink()
         _sync_directory(root)
     found = decode_pins(path.read_bytes(), str(path))
+    if _was_cut_over(found, wanted):
+        # Of two workers that do it at once, both write the same.
+        found = msgspec.structs.replace(
+            found,
+            partitions=wanted.partitions,
+            partitions_before=(*found.partitions_before, found.partitions),
+        )
+        _draft_pins(root, found).rename(path)
+        _sync_directory(root)
     for name in ("kafka_cluster_id", "events_topic", "partitions"):
         is_, expected = getattr(found, name), getattr(wanted, name)
         if is_ != expected:
@@ -78,6 +85,21 @@ def open_archive(root: Path, *, kafka_cluster_id: str, events_topic: str, partit
                 f"{path}: {name} is {is_!r}, here it is {expected!r}: another installation's archive"
             )
     return found
+
+
+def _was_cut_over(found: ArchivePins, wanted: ArchivePins) -> bool:
+    """Whether it is the same log, with a multiple of the partitions it had. The ledger, asked before, has the new count."""
+    same = (found.kafka_cluster_id, found.events_topic) == (wanted.kafka_cluster_id, wanted.events_topic)
+    return same and found.partitions < wanted.partitions and wanted.partitions % found.partitions == 0
+
+
+def _draft_pins(root: Path, pins: ArchivePins) -> Path:
+    """A file with these pins, on the disk, that nobody reads yet."""
+    draft = root / f".{PINS_NAME}.{uuid.uuid4().hex}"
+    with draft.open("xb") as file:
+        file.write(encode_pins(pins))
+        _sync(file.fileno())
+    return draft
 
 
 class PartitionDirectory:

@@ -41,6 +41,7 @@ _COMMANDS = {
     ),
     "replay": ("replay", "replay", "Count archive or log again with any meters, beside what is billed."),
     "verify": ("verify", "verify", "Prove that every accepted event ended somewhere known."),
+    "cutover": ("cutover", "cutover", "Go over to more partitions of the log. Safe to run again."),
     "maintain": ("maintain", "maintain_command", "Remove what has been kept long enough; keep tables small."),
 }
 

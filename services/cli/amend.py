@@ -30,6 +30,7 @@ from tollgate.contracts.topics import GATEWAY_EVENTS
 from tollgate.ledger.amendments import AmendmentSite, inspect_site, note_amendment
 from tollgate.ledger.catalogue import load_meter_set
 from tollgate.ledger.engine import Engine
+from tollgate.ledger.init import check_pins
 from tollgate.ledger.plan_rows import Slot
 from tollgate.ledger.types import check_quantity, format_quantity
 from tollgate.metering.amending import AMENDABLE, QUANTITY_MAX
@@ -130,6 +131,8 @@ def amend(
         by=who,
         written_ms=now_ms,
     )
+    # A cut-over may have come between: the account may live in another partition now.
+    check_pins(engine, partitions=partitions)
     try:
         place = asyncio.run(_produce(settings, amendment, partitions))
     except Exception as error:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from tollgate.contracts.archive_rows import KEPT_SCHEMA, RECORD_SCHEMA, Place, find_records, restore_kept
+from tollgate.contracts.records import Layout, misplacement
 from tollgate.contracts.records import decode_records as decode_logged
 from tollgate.metering.decode import Broken, Decoded, decode_records, decode_whole
 from tollgate.metering.event import PROPERTY_PREFIX
@@ -28,8 +29,9 @@ _HEADERS = ("rows", "source", "instance", "ingest_ms", "accept_late", "captured"
 class ArchivedRows:
     """One table of rows as records, and their decoder: `fold(rows.records, …, rows)`."""
 
-    def __init__(self, table: pa.Table) -> None:
-        """`table`: rows of one partition with `BESIDE_COLUMNS` and whatever columns meters ask for."""
+    def __init__(self, table: pa.Table, layout: Layout = lambda _partition, _offset: 0) -> None:
+        """`table`: rows of one partition with `BESIDE_COLUMNS` and whatever columns meters ask for. `layout`: the
+        partition count in force by place."""
         self._table = table
         self._places: dict[int, tuple[Place, str]] = {}
         places = find_records(table)
@@ -39,7 +41,7 @@ class ArchivedRows:
         for place, headers in zip(places, told, strict=True):
             if place.kept:
                 rows = table.slice(place.start, place.rows)
-                self.records += decode_logged([restore_kept(rows, place)])
+                self.records += decode_logged([restore_kept(rows, place)], layout)
                 continue
             record = EventsRecord(
                 partition=place.partition,
@@ -50,6 +52,7 @@ class ArchivedRows:
                 ingest_ms=headers["ingest_ms"],
                 accept_late=headers["accept_late"],
                 value=b"",
+                misplaced=misplacement(headers["instance"], layout(place.partition, place.offset)),
             )
             self._places[place.offset] = (place, headers["captured"])
             self.records.append(record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import click
 
@@ -21,6 +22,7 @@ from tollgate.runtime.kafka import (
     TopicSpec,
     cluster_id,
     create_topics,
+    topic_partitions,
 )
 from tollgate.runtime.settings import load_settings
 
@@ -47,7 +49,14 @@ def topic_specs(settings: CliSettings) -> list[TopicSpec]:
 
 async def _prepare_kafka(settings: CliSettings) -> str:
     cluster = await cluster_id(settings.kafka)
-    await create_topics(settings.kafka, topic_specs(settings))
+    specs = []
+    for spec in topic_specs(settings):
+        # A cut-over grows the events' topic alone: what the others are keyed by does not depend on their count.
+        count = (
+            None if spec.name == GATEWAY_EVENTS.name else await topic_partitions(settings.kafka, spec.name)
+        )
+        specs.append(replace(spec, partitions=count or spec.partitions))
+    await create_topics(settings.kafka, specs)
     return cluster
 
 
@@ -55,7 +64,7 @@ async def _prepare_kafka(settings: CliSettings) -> str:
 def init() -> None:
     """Create topics and schema, and pin what belongs together.
 
-    Topics that exist with another partition count, and a ledger that belongs to another cluster, topic, Stripe
+    A gateway.events that exists with another partition count, and a ledger that belongs to another cluster, topic, Stripe
     account or id seed, or counts by other rules of lateness, are refused. Nothing existing is changed or deleted; safe
     to run again.
     """

@@ -48,6 +48,9 @@ def read_rows(record: LoggedRecord) -> list[Row]:
     except UndecodableRecord:
         return [place | {"undecodable": _claimed(record)}]
     place |= {"ingest_ms": headers.ingest_ms, "accept_late": headers.accept_late}
+    said = headers.instance.rpartition("/")
+    if said[1] and said[2].isascii() and said[2].isdigit() and said[2][0] != "0" and len(said[2]) <= 6:
+        place["written_for"] = int(said[2])
     names = batch.schema.names
     columns = [column.to_pylist() for column in batch.columns]
     return [place | dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]

@@ -73,7 +73,8 @@ def _candidates(archive: Archive, wanted: Wanted) -> Iterator[StoredRecord]:
     """Every record that may hold a wanted event: those with a fitting row, and those kept as bytes."""
     partitions = sorted(archive.files)
     if wanted.account is not None:
-        partitions = [assign_partition(wanted.account, archive.pins.partitions)]
+        counts = (*archive.pins.partitions_before, archive.pins.partitions)
+        partitions = sorted({assign_partition(wanted.account, count) for count in counts})
     columns = {"partition", "offset", "row", "rows", "id", "account", "time_ms"}
     for partition in partitions:
         for rows in archive.row_groups(partition, 0, _EVERYTHING, columns):

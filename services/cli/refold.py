@@ -12,6 +12,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from services.cli.console import console, format_time
+from services.cli.generations import load_generations
 from services.cli.log import StoredRecord, reaching_broker, read_topic
 from services.cli.logged import read_rows
 from services.cli.settings import CliSettings
@@ -81,9 +83,21 @@ async def compare_recount(
         else:
             stop[partition] = next_offset
             from_log[partition] = min(middle, next_offset)
+    generations = load_generations(engine, counted.next_offsets)
+    for partition in generations.orphans(stop):
+        del stop[partition]
+        findings.unproven.append(
+            f"cannot recount partition {partition}: it began with the ids of one that cannot be recounted"
+        )
     meters = _MetersInForce(engine, list(stop))
     recounter = Recounter(meters, read_rules(engine))
-    await _count_again(_records(settings, archive, from_log, stop), stop, recounter, findings)
+    start = dict.fromkeys(stop, 0)
+    with _counting(sum(stop.values())) as on_counted:
+        for step in generations.steps(stop):
+            records = _records(settings, archive, from_log, start, step.stop)
+            await _count_again(records, start, step.stop, recounter, findings, on_counted)
+            recounter.inherit({child: parent for child, parent in step.parents.items() if child in stop})
+            start |= step.stop
     recount = recounter.result()
     agreed, differences = compare_counts(counted, recount, stop.keys(), meters.name, meters.adds_up)
     findings.violations += differences
@@ -95,37 +109,53 @@ async def compare_recount(
 
 
 async def _records(
-    settings: CliSettings, archive: Archive | None, from_log: Mapping[int, int], stop: Mapping[int, int]
+    settings: CliSettings,
+    archive: Archive | None,
+    from_log: Mapping[int, int],
+    start: Mapping[int, int],
+    stop: Mapping[int, int],
 ) -> AsyncGenerator[StoredRecord, None]:
-    """Records below `stop`: of the archive below `from_log`, and of the log."""
+    """Records of `[start, stop)`: of the archive below `from_log`, and of the log."""
     if archive is not None:
-        for partition, middle in from_log.items():
-            for record in archive.records(partition, 0, middle):
+        for partition, end in stop.items():
+            for record in archive.records(partition, start[partition], min(from_log[partition], end)):
                 yield record
-    start = {partition: middle for partition, middle in from_log.items() if middle < stop[partition]}
-    if start:
-        async for record in read_topic(settings.kafka, GATEWAY_EVENTS.name, start=start, stop=stop):
+    begin = {partition: max(from_log[partition], start[partition]) for partition in stop}
+    begin = {partition: at for partition, at in begin.items() if at < stop[partition]}
+    if begin:
+        async for record in read_topic(settings.kafka, GATEWAY_EVENTS.name, start=begin, stop=stop):
             yield record
 
 
-async def _count_again(
-    records: AsyncIterator[StoredRecord], stop: Mapping[int, int], recounter: Recounter, findings: Findings
-) -> None:
-    """Feed `records`, those below `stop` without a gap, to the recount."""
-    expected = dict.fromkeys(stop, 0)
+@contextmanager
+def _counting(records: int) -> Iterator[Callable[[], None]]:
+    """A bar over `records`, on terminals; call what it gives for each."""
     terminal = console(stderr=True)
     columns = (TextColumn("Recounting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=terminal, disable=not terminal.is_terminal, transient=True) as bar:
-        task = bar.add_task("records", total=sum(stop.values()))
-        async for record in records:
-            if record.offset != expected[record.partition]:
-                findings.violations.append(
-                    f"log: partition {record.partition} jumps from offset {expected[record.partition]} to "
-                    f"{record.offset}"
-                )
-            expected[record.partition] = record.offset + 1
-            recounter.add(read_rows(record))
-            bar.advance(task)
+        task = bar.add_task("records", total=records)
+        yield lambda: bar.advance(task)
+
+
+async def _count_again(
+    records: AsyncIterator[StoredRecord],
+    start: Mapping[int, int],
+    stop: Mapping[int, int],
+    recounter: Recounter,
+    findings: Findings,
+    on_counted: Callable[[], None],
+) -> None:
+    """Feed `records`, those of `[start, stop)` without a gap, to the recount."""
+    expected = {partition: start[partition] for partition in stop}
+    async for record in records:
+        if record.offset != expected[record.partition]:
+            findings.violations.append(
+                f"log: partition {record.partition} jumps from offset {expected[record.partition]} to "
+                f"{record.offset}"
+            )
+        expected[record.partition] = record.offset + 1
+        recounter.add(read_rows(record))
+        on_counted()
     findings.violations += [
         f"log: partition {partition} holds nothing from offset {at} to {stop[partition]}, which was counted"
         for partition, at in expected.items()

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from services.cli.archived import Archive
 from services.cli.console import Output, console, format_time, output_options, print_rows
+from services.cli.generations import load_generations
 from services.cli.ledger import open_book
 from services.cli.meter_file import read_meters
 from services.cli.moment import Moment
@@ -183,7 +184,12 @@ async def _count(
 
     with Progress(*columns, console=terminal, disable=not terminal.is_terminal, transient=True) as bar:
         task = bar.add_task("records", total=sum(each.records for each in stretches.values()), speed="")
-        await source.feed(stretches, shadow, lambda records: bar.update(task, advance=records, speed=speed()))
+        await source.feed(
+            stretches,
+            shadow,
+            lambda records: bar.update(task, advance=records, speed=speed()),
+            load_generations(engine, stretches),
+        )
     first = min((each.start for each in stretches.values()), default=0)
     click.echo(
         f"replayed {speed()}, from {len(stretches)} partitions"

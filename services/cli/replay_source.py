@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from services.cli.archived import Archive
 from services.cli.archived_rows import BESIDE_COLUMNS, ArchivedRows
+from services.cli.generations import Generations
 from services.cli.log import StoredRecord, find_offsets, reaching_broker, read_records, read_topic
 from services.cli.shadow import Shadow
 from services.cli.stretch import (
@@ -25,7 +26,7 @@ from services.cli.stretch import (
     whole_from_ms,
 )
 from tollgate.contracts.archive_rows import taken_in_ms
-from tollgate.contracts.records import decode_records
+from tollgate.contracts.records import Layout, decode_records
 from tollgate.contracts.topics import GATEWAY_EVENTS
 from tollgate.metering.outcome import TimeRules
 from tollgate.runtime.kafka import topic_bounds
@@ -91,17 +92,30 @@ class Source:
         return found
 
     async def feed(
-        self, stretches: Mapping[int, Stretch], shadow: Shadow, on_progress: Callable[[int], None]
+        self,
+        stretches: Mapping[int, Stretch],
+        shadow: Shadow,
+        on_progress: Callable[[int], None],
+        generations: Generations,
     ) -> None:
-        """Fold every record of the stretches. `on_progress` is told how many records were folded.
+        """Fold every record of the stretches, a partition that another one gave its ids to after that one.
 
-        Raises NotAnArchive, LogStalled, InvariantViolated (a gap).
+        `on_progress` is told how many records were folded. Raises NotAnArchive, LogStalled, InvariantViolated (a gap).
         """
-        self._feed_archive(stretches, shadow, on_progress)
-        await self._feed_log(stretches, shadow, on_progress)
+        begin = {partition: stretch.start for partition, stretch in stretches.items()}
+        for step in generations.steps({partition: stretch.stop for partition, stretch in stretches.items()}):
+            part = {p: _between(stretches[p], begin[p], stop) for p, stop in step.stop.items()}
+            self._feed_archive(part, shadow, on_progress, generations.at)
+            await self._feed_log(part, shadow, on_progress, generations.at)
+            shadow.inherit({child: parent for child, parent in step.parents.items() if child in stretches})
+            begin |= {partition: stretch.stop for partition, stretch in part.items()}
 
     def _feed_archive(
-        self, stretches: Mapping[int, Stretch], shadow: Shadow, on_progress: Callable[[int], None]
+        self,
+        stretches: Mapping[int, Stretch],
+        shadow: Shadow,
+        on_progress: Callable[[int], None],
+        layout: Layout,
     ) -> None:
         columns = shadow.columns | BESIDE_COLUMNS
         for partition, stretch in stretches.items():
@@ -110,7 +124,7 @@ class Source:
             waiting: list[pa.Table] = []
 
             def flush(tables: list[pa.Table]) -> None:
-                rows = ArchivedRows(_joined(tables, columns))
+                rows = ArchivedRows(_joined(tables, columns), layout)
                 shadow.fold(rows.records, rows)
                 on_progress(len(rows.records))
 
@@ -125,7 +139,11 @@ class Source:
                 flush(waiting)
 
     async def _feed_log(
-        self, stretches: Mapping[int, Stretch], shadow: Shadow, on_progress: Callable[[int], None]
+        self,
+        stretches: Mapping[int, Stretch],
+        shadow: Shadow,
+        on_progress: Callable[[int], None],
+        layout: Layout,
     ) -> None:
         wanted = {p: stretch for p, stretch in stretches.items() if stretch.stop > stretch.middle}
         if self._kafka is None or not wanted:
@@ -134,7 +152,7 @@ class Source:
         size_bytes = 0
 
         def flush() -> None:
-            records = decode_records([record for part in waiting.values() for record in part])
+            records = decode_records([record for part in waiting.values() for record in part], layout)
             shadow.fold(records)
             on_progress(len(records))
             waiting.clear()
@@ -199,6 +217,13 @@ class Source:
             # Nothing that late is held.
             found.setdefault(partition, stretches[partition].stop)
         return found
+
+
+def _between(stretch: Stretch, start: int, stop: int) -> Stretch:
+    """What of a stretch lies in `[start, stop)`; nothing where none does."""
+    start = min(max(stretch.start, start), stretch.stop)
+    stop = max(start, min(stretch.stop, stop))
+    return replace(stretch, start=start, middle=min(max(stretch.middle, start), stop), stop=stop)
 
 
 def _held(bounds: tuple[int, int] | None) -> Held | None:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import Field, SecretStr
 
+from services.cli.cutover_faults import CutoverStep
 from tollgate.contracts.topics import DEFAULT_PARTITIONS
 from tollgate.runtime.settings import AlsoFrom, ServiceSettings, SettingsGroup
 
@@ -32,7 +33,8 @@ class TopicSettings(SettingsGroup):
         default=DEFAULT_PARTITIONS,
         ge=1,
         le=10_000,
-        description="Partitions of gateway.events: the most meter workers that can share the work. Fixed once used.",
+        description="Partitions of gateway.events: the most meter workers that can share the work. Only `tollgate cutover` "
+        "changes it once used.",
     )
     replication_factor: int = Field(
         default=1,
@@ -125,6 +127,9 @@ class CliSettings(ServiceSettings):
     )
     retention: RetentionSettings = Field(default=RetentionSettings(), description="How long what is kept.")
     archive: ArchiveSettings = Field(default=ArchiveSettings(), description="The archive.")
+    cutover_fault: CutoverStep | None = Field(
+        default=None, description="For crash tests alone: step of a cut-over at which to die."
+    )
     id_seed: SecretStr | None = Field(
         default=None,
         description="The installation's secret seed of event-id hashes: the same text for ingest and init.",

@@ -76,6 +76,12 @@ class Shadow:
         if self._gathered >= MERGE_ROWS:
             self._merge()
 
+    def inherit(self, parents: Mapping[int, int]) -> None:
+        """Partitions that begin now, each with the ids another one has seen so far."""
+        for partition, parent in parents.items():
+            if parent in self._seen:
+                self._seen[partition] = self._seen[parent].copy()
+
     def usage(self) -> pl.DataFrame:
         """The usage so far: a row per (partition, meter_id, window_start_ms, account, dimensions), sorted by them."""
         self._merge()

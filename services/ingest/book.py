@@ -25,17 +25,15 @@ class Book:
         self._engine = engine
         self._tokens = tokens
         self._pins = pins
-        self._pins_checked = False
 
     async def read(self) -> bool:
-        """Check the pins once, then read the tokens. False while the ledger is away.
+        """Check the pins, then read the tokens. False while the ledger is away.
 
-        Raises PinMismatch and LedgerNotReady: this process must not go on.
+        Each time: an ingest that slept through a cut-over to another partition count must end. Raises PinMismatch and
+        LedgerNotReady: this process must not go on.
         """
         try:
-            if not self._pins_checked:
-                await asyncio.to_thread(lambda: check_pins(self._engine, **self._pins))
-                self._pins_checked = True
+            await asyncio.to_thread(lambda: check_pins(self._engine, **self._pins))
             found = await asyncio.to_thread(load_sources, self._engine)
         except (LedgerUnavailable, CommitUnknown) as error:
             _log.warning("tokens.not_read", error=str(error), age_seconds=round(self._tokens.age_seconds))

@@ -29,7 +29,7 @@ from services.ingest.redaction import Redactor
 from services.ingest.replay import Replayer
 from services.ingest.settings import IngestSettings
 from services.ingest.tokens import TokenBook
-from tollgate.contracts.events import derive_seed
+from tollgate.contracts.events import derive_seed, instance_name
 from tollgate.contracts.topics import GATEWAY_DEAD, GATEWAY_EVENTS
 from tollgate.runtime.backoff import Backoff
 from tollgate.runtime.clock import Clock
@@ -62,7 +62,8 @@ class Service:
         self.tokens = TokenBook(settings.snapshot_path, clock)
         capture = parse_capture(settings.capture)
         # Unique to this start: its counts begin at zero.
-        instance = f"{settings.name}-{secrets.token_hex(6)}"
+        client = f"{settings.name}-{secrets.token_hex(6)}"
+        instance = instance_name(client, partitions)
         self.admission = Admission(settings.unacknowledged_bytes_max)
         ingest_time = IngestTime(clock)
         self.log = EventLog(
@@ -70,7 +71,7 @@ class Service:
                 settings.kafka,
                 idempotent=not settings.ephemeral,
                 ephemeral=settings.ephemeral,
-                client_id=f"tollgate-{instance}",
+                client_id=f"tollgate-{client}",
                 # Packing is done before: a record waits for nobody.
                 linger_ms=0,
                 max_batch_bytes=RECORD_BYTES_MAX + 1024 * 1024,

@@ -22,6 +22,8 @@ class MetersInForce:
 
     version: int
     compiled: CompiledMeters
+    partitions: int = 0
+    """Of the log while they are in force: a change of it is a new version too, so no flush is folded by an old one."""
 
 
 @dataclass(slots=True, eq=False)
@@ -54,7 +56,10 @@ def fold_and_stage(
     if flush.fold is not None:
         for assigned in live.values():
             assigned.seen.discard_tail()
-    records = decode_records([record for partition in live for record in flush.chunks[partition].records])
+    records = decode_records(
+        [record for partition in live for record in flush.chunks[partition].records],
+        flush.meters.partitions,
+    )
     folded = fold(records, {p: each.seen for p, each in live.items()}, flush.meters.compiled, rules)
     for partition, assigned in live.items():
         of_partition = folded.partitions[partition]

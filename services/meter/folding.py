@@ -114,6 +114,6 @@ class Folding:
         )
         compiled = await self.on_thread(lambda: self._compile_meters(meter_set))
         if self._meters is None or self._meters.version != meter_set.version:
-            self._meters = MetersInForce(meter_set.version, compiled)
+            self._meters = MetersInForce(meter_set.version, compiled, meter_set.partitions)
             _log.info("meters.loaded", version=meter_set.version, meters=len(meter_set.meters))
         return self._meters

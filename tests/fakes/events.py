@@ -24,8 +24,8 @@ class Call:
     status: int = 200
 
 
-def batch_of(calls: Sequence[Call]) -> tuple[bytes, list[tuple[str, bytes]]]:
-    """The value and headers of the record that carries `calls`."""
+def batch_of(calls: Sequence[Call], instance: str = "ingest-1") -> tuple[bytes, list[tuple[str, bytes]]]:
+    """The value and headers of the record that carries `calls`, as `instance` writes it."""
     columns: dict[str, list[object]] = {name: [None] * len(calls) for name in SCHEMA.names}
     columns["id_hash"] = [hash_id(call.id, SEED) for call in calls]
     columns["id_weak"] = [False] * len(calls)
@@ -36,5 +36,5 @@ def batch_of(calls: Sequence[Call]) -> tuple[bytes, list[tuple[str, bytes]]]:
     columns["status"] = [call.status for call in calls]
     columns["weight"] = [1] * len(calls)
     value = encode_batch(pa.RecordBatch.from_pydict(columns, schema=SCHEMA))
-    headers = EventHeaders("test", "ingest-1", len(calls), TIME_MS, "")
+    headers = EventHeaders("test", instance, len(calls), TIME_MS, "")
     return value, headers_to_kafka(headers)

@@ -140,6 +140,8 @@ class ArchivePins(msgspec.Struct, frozen=True):
     kafka_cluster_id: str
     events_topic: str
     partitions: int
+    partitions_before: tuple[int, ...] = ()
+    """Counts the log had before, each a divisor of the next: an account's events may be where any of them put it."""
 
 
 _facts_decoder = msgspec.json.Decoder(FileFacts)

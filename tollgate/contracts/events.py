@@ -7,8 +7,10 @@ to know where the columns come from (a gateway's format) and what is counted ove
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import pyarrow as pa
 import xxhash
@@ -30,8 +32,10 @@ __all__ = [
     "hash_id",
     "headers_from_kafka",
     "headers_to_kafka",
+    "instance_name",
     "record_fingerprint",
     "seed_fingerprint",
+    "written_for",
 ]
 
 CONTRACT = "events/1"
@@ -40,6 +44,25 @@ CONTRACT = "events/1"
 def assign_partition(account: str, partitions: int) -> int:
     """The partition all events of an account go to. Unseeded on purpose: it must be the same on every ingest."""
     return xxhash.xxh3_64_intdigest(account.encode("utf-8", "surrogatepass")) % partitions
+
+
+_INSTANCE = re.compile(r".*/([1-9][0-9]{0,5})", re.DOTALL)
+
+
+def instance_name(name: str, partitions: int) -> str:
+    """How an ingest instance calls itself in the log: `name`, and the partition count it assigns events by.
+
+    The count is part of the name because it holds for each record of the instance: an instance that missed a cut-over
+    is known by it, whenever its records come.
+    """
+    return f"{name}/{partitions}"
+
+
+@lru_cache(maxsize=4096)
+def written_for(instance: str) -> int:
+    """The partition count an instance assigns events by; 0 where its name does not say."""
+    found = _INSTANCE.fullmatch(instance)
+    return int(found[1]) if found else 0
 
 
 def hash_id(event_id: str, seed: int) -> int:
@@ -69,7 +92,7 @@ class EventHeaders:
     source: str
     """Name of the source (token) the events came through."""
     instance: str
-    """The ingest instance that wrote it."""
+    """The ingest instance that wrote it, as `instance_name` has it."""
     rows: int
     ingest_ms: int
     """Wall time of the ingest instance when the record was sealed: lateness is judged against this, never 'now'."""

@@ -6,7 +6,7 @@ bytes here. Nothing raises: what cannot be read becomes an `UnknownRecord`, so o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import Context, Decimal
 from typing import Protocol
 
@@ -36,15 +36,32 @@ class LogRecord(Protocol):
     def headers(self) -> Sequence[tuple[str, bytes]]: ...
 
 
-def decode_records(records: Sequence[LogRecord]) -> list[Record]:
-    """Each record in the fold's terms, in the same order."""
-    return [_decode(record) for record in records]
+Layout = Callable[[int, int], int]
+"""The partition count in force at (partition, offset); 0 where it is not known."""
 
 
-def _decode(record: LogRecord) -> Record:
+def decode_records(records: Sequence[LogRecord], layout: Layout | int = 0) -> list[Record]:
+    """Each record in the fold's terms, in the same order.
+
+    `layout`: the partition count in force, for all of them or by place; events written for another are misplaced.
+    """
+    if isinstance(layout, int):
+        return [_decode(record, layout) for record in records]
+    return [_decode(record, layout(record.partition, record.offset)) for record in records]
+
+
+def misplacement(instance: str, partitions: int) -> str:
+    """Why events of `instance` may be in the wrong partition where `partitions` are in force; '' when they are not."""
+    written_for = events.written_for(instance)
+    if not written_for or not partitions or written_for == partitions:
+        return ""
+    return f"written for {written_for} partitions, the log has {partitions}"
+
+
+def _decode(record: LogRecord, partitions: int) -> Record:
     contract = events.contract_of(record.headers)
     if contract == events.CONTRACT:
-        return _decode_events(record)
+        return _decode_events(record, partitions)
     if contract == ticks.CONTRACT:
         return _decode_tick(record)
     if contract == amendments.CONTRACT:
@@ -52,7 +69,7 @@ def _decode(record: LogRecord) -> Record:
     return _unknown(record, f"contract {contract!r} is not known here")
 
 
-def _decode_events(record: LogRecord) -> EventsRecord | UnknownRecord:
+def _decode_events(record: LogRecord, partitions: int) -> EventsRecord | UnknownRecord:
     try:
         headers = events.headers_from_kafka(record.headers)
     except events.UndecodableRecord as error:
@@ -70,6 +87,7 @@ def _decode_events(record: LogRecord) -> EventsRecord | UnknownRecord:
         ingest_ms=headers.ingest_ms,
         accept_late=headers.accept_late,
         value=record.value,
+        misplaced=misplacement(headers.instance, partitions),
     )
 
 

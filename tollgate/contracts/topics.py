@@ -11,7 +11,7 @@ from dataclasses import dataclass
 _DAY_MS = 24 * 60 * 60 * 1000
 
 DEFAULT_PARTITIONS = 24
-"""Divides evenly among 1, 2, 3, 4, 6, 8, 12 or 24 meter workers. Part of a topic's generation: fixed once used."""
+"""Divides evenly among 1, 2, 3, 4, 6, 8, 12 or 24 meter workers. Only a cut-over changes it once used."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ class AuditAction(StrEnum):
 
     AMEND = "amend"
     RELEASE_POSTING = "release_posting"
+    CUTOVER = "cutover"
 
 
 @dataclass(frozen=True, slots=True)

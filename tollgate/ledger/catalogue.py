@@ -25,7 +25,7 @@ from tollgate.ledger.sources import (
     load_sources,
     revoke_source,
 )
-from tollgate.ledger.tables import catalogue_state, meter_sets
+from tollgate.ledger.tables import catalogue_state, meter_sets, pins
 from tollgate.ledger.tables import meters as meters_table
 from tollgate.metering.definition import Meter, MeterSet, MeterVersion
 
@@ -38,9 +38,11 @@ __all__ = [
     "hash_token",
     "list_sources",
     "load_every_meter",
+    "load_layouts",
     "load_meter_set",
     "load_sources",
     "meters_version",
+    "put_in_force",
     "revoke_source",
 ]
 
@@ -82,8 +84,7 @@ def apply_meters(engine: Engine, meters: Sequence[Meter], source: str, now_ms: i
         version = before if plan.empty else before + 1
         if not plan.empty:
             _carry_out(connection, plan, version)
-            connection.execute(insert(meter_sets).values(version=version, applied_ms=now_ms, source=source))
-            connection.execute(update(catalogue_state).values(meters_version=version))
+            put_in_force(connection, version, source, _pinned_partitions(connection), now_ms)
     return ApplyReport(
         version_before=before,
         version=version,
@@ -119,7 +120,25 @@ def load_meter_set(engine: Engine, version: int | None = None) -> MeterSet:
                 )
                 for stored in _stored(connection, wanted)
             ),
+            partitions=_partitions(connection, wanted),
         )
+
+
+def load_layouts(engine: Engine) -> dict[int, int]:
+    """By version of the meter set, the partition count of the log while it was in force; 0 where it is not known."""
+    with read_snapshot(engine) as connection:
+        rows = connection.execute(select(meter_sets.c.version, meter_sets.c.partitions)).all()
+        return {row.version: row.partitions or 0 for row in rows}
+
+
+def put_in_force(connection: Connection, version: int, source: str, partitions: int, now_ms: int) -> None:
+    """Make `version` the set in force, in the caller's transaction, which holds the catalogue's row."""
+    connection.execute(
+        insert(meter_sets).values(
+            version=version, applied_ms=now_ms, source=source, partitions=partitions or None
+        )
+    )
+    connection.execute(update(catalogue_state).values(meters_version=version))
 
 
 def load_every_meter(engine: Engine) -> dict[int, Meter]:
@@ -135,6 +154,16 @@ def _version(connection: Connection, *, lock: bool) -> int:
     if found is None:
         raise LedgerNotReady("the ledger has no meter catalogue: run `tollgate init`")
     return int(found)
+
+
+def _partitions(connection: Connection, version: int) -> int:
+    statement = select(meter_sets.c.partitions).where(meter_sets.c.version == version)
+    return connection.execute(statement).scalar_one_or_none() or 0
+
+
+def _pinned_partitions(connection: Connection) -> int:
+    pinned = connection.execute(select(pins.c.value).where(pins.c.name == "partitions")).scalar_one_or_none()
+    return int(pinned or 0)
 
 
 def _stored(connection: Connection, version: int) -> list[StoredMeter]:

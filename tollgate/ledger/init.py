@@ -38,6 +38,7 @@ __all__ = [
     "new_ledger_id",
     "read_pins",
     "read_rules",
+    "write_progress",
 ]
 
 
@@ -112,7 +113,7 @@ def initialise(engine: Engine, pins: Pins, partitions: int, now_ms: int) -> Init
         # Read back: of two processes that initialise at once, one wrote.
         after = _stored(connection)
         _compare(after, wanted)
-        added = _write_progress(connection, partitions, now_ms)
+        added = write_progress(connection, partitions, now_ms)
         for table, column in (
             (catalogue_state, "meters_version"),
             (stripe_sequence, "value"),
@@ -211,7 +212,8 @@ def _write_pins(connection: Connection, wanted: dict[str, str]) -> None:
     _insert_new(connection, pins, [{"name": name, "value": value} for name, value in sorted(wanted.items())])
 
 
-def _write_progress(connection: Connection, partitions: int, now_ms: int) -> int:
+def write_progress(connection: Connection, partitions: int, now_ms: int) -> int:
+    """Progress at offset 0 for those of the first `partitions` that have none, in the caller's transaction; how many."""
     counters = (
         "received",
         "counted",

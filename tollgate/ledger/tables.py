@@ -58,6 +58,12 @@ meter_sets = Table(
     Column("version", BigInteger, primary_key=True, autoincrement=False),
     Column("applied_ms", BigInteger, nullable=False),
     Column("source", Text, nullable=False, comment="meters.yaml as it was applied"),
+    Column(
+        "partitions",
+        Integer,
+        nullable=True,
+        comment="of the log while it is in force: records written for another number are dead; NULL: any",
+    ),
 )
 
 meters = Table(
@@ -99,7 +105,7 @@ audit = Table(
     Column("audit_id", Text, primary_key=True, comment="random"),
     Column("at_ms", BigInteger, nullable=False),
     Column("who", Text, nullable=False),
-    Column("action", Text, nullable=False, comment="amend, release_posting"),
+    Column("action", Text, nullable=False, comment="amend, release_posting, cutover"),
     Column("subject", Text, nullable=False, comment="what was acted on: a posting key, a meter and account"),
     Column("reason", Text, nullable=False),
     Column("details", Document, nullable=False),

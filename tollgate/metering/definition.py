@@ -117,3 +117,6 @@ class MeterSet:
 
     version: int
     meters: tuple[MeterVersion, ...]
+    partitions: int = 0
+    """Of the log, while this set is in force: a record that was written for another number may be in the wrong
+    partition. 0 where it is not known."""

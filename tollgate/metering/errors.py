@@ -40,6 +40,9 @@ class DeadReason(StrEnum):
     """Older than accept_age at its record's ingest time (meter); outcome `late`, kept here for an explicit command."""
     UNDECODABLE_RECORD = "undecodable_record"
     """A whole record whose value is not what its headers promise (meter)."""
+    MISPLACED = "misplaced"
+    """Written by an ingest that knew another partition count than was in force: where its retries are looked for,
+    nobody knows (meter)."""
     EVALUATION_FAILED = "evaluation_failed"
     """A meter's expression raised on this event and on it alone (meter)."""
 

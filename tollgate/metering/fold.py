@@ -5,7 +5,7 @@ the records, the ids seen before them, the meters and the rules, and on nothing 
 
 Each event ends exactly once, judged in this order:
 
-1. `dead`: its record cannot be decoded, or it lies more than `future_ms` ahead of its record's ingest time;
+1. `dead`: its record cannot be decoded or was written for another partition count, or it lies more than `future_ms` ahead of its record's ingest time;
 2. `late`: it is older than `accept_age_ms` at its record's ingest time, and the record does not say `accept_late`;
 3. `duplicate`: its id was seen before, or stands earlier in the flush, by (offset, row);
 4. `dead` again, should a meter's expression raise on this event and on it alone;
@@ -37,7 +37,7 @@ from tollgate.metering.outcome import (
 )
 from tollgate.metering.records import AmendmentRecord, EventsRecord, Record, TickRecord, UnknownRecord
 from tollgate.metering.seen import SeenIds
-from tollgate.metering.summary import dead_rows, summarise, unreadable
+from tollgate.metering.summary import dead_rows, misplaced, summarise, unreadable
 from tollgate.metering.usage import merge_distinct, merge_usage
 
 __all__ = [
@@ -80,13 +80,17 @@ def fold(
         by_partition = {p: set_unfit_aside(part, meters) for p, part in by_partition.items()}
         amended = {p: fold_amendments(part, seen[p]) for p, part in by_partition.items()}
     ordered = [
-        record for part in by_partition.values() for record in part if isinstance(record, EventsRecord)
+        record
+        for part in by_partition.values()
+        for record in part
+        if isinstance(record, EventsRecord) and not record.misplaced
     ]
     decoded, broken = decoder.decode(ordered, meters.columns.union(_ROW_COLUMNS))
     events = lay_out(ordered, decoded, broken, meters)
     judge_times(events, rules)
     counted = count_first_copies(events, seen, meters)
     details = {id(ordered[item.index]): item.detail for item in broken}
+    details |= misplaced(by_partition.values())
     return Fold(
         partitions={
             partition: amended.get(partition, _NOT_AMENDED).add_to(

@@ -21,6 +21,8 @@ class EventsRecord:
     ingest_ms: int
     accept_late: bool
     value: bytes
+    misplaced: str = ""
+    """Why its events may be in the wrong partition, in words; '' for nearly all."""
 
 
 @dataclass(frozen=True, slots=True)

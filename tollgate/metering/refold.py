@@ -68,7 +68,8 @@ def recount(
     """Count the log's events one by one. Rows of one partition come in the log's order; partitions may be mixed.
 
     A row has its event's columns, and `partition`, `offset`, `ingest_ms`, `accept_late` of its record; a property its
-    record does not carry is a missing key. A record nobody can decode is one row with `partition`, `offset` and
+    record does not carry is a missing key; `written_for` is the partition count its record says it was written for,
+    where it says one. A record nobody can decode is one row with `partition`, `offset` and
     `undecodable`: the rows its headers promise. An amendment is one row with its id as `amendment`, and the
     `meter_id`, `account`, `dimensions`, `window_start_ms`, `time_ms` and `quantity` it is for.
 
@@ -102,7 +103,15 @@ class Recounter:
             if "amendment" in row:
                 self._ledger.amend(partition, row, self._compiled[meter_set.version])
                 continue
+            written_for = row.get("written_for")
+            if written_for and meter_set.partitions and written_for != meter_set.partitions:
+                self._ledger.bury(partition, 1)
+                continue
             self._ledger.judge(partition, offset, row, self._compiled[meter_set.version])
+
+    def inherit(self, parents: Mapping[int, int]) -> None:
+        """Partitions that begin now, each with the ids another one has seen so far."""
+        self._ledger.inherit(parents)
 
     def result(self) -> Recount:
         """What the rows so far come to."""
@@ -130,6 +139,9 @@ class _Ledger:
 
     def bury(self, partition: int, rows: int) -> None:
         self._end(partition, "dead", rows)
+
+    def inherit(self, parents: Mapping[int, int]) -> None:
+        self._seen |= {partition: set(self._seen.get(parent, ())) for partition, parent in parents.items()}
 
     def judge(self, partition: int, offset: int, row: Row, meters: list[_Meter]) -> None:
         self._place += 1

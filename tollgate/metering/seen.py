@@ -216,6 +216,14 @@ class SeenIds:
             day: segment for day, segment in self._segments.items() if day >= before_day or segment.tail
         }
 
+    def copy(self) -> SeenIds:
+        """Another set with the ids committed here, at offset 0 of another partition: what it begins with."""
+        made = SeenIds()
+        for day, segment in self._segments.items():
+            for run in segment.runs:
+                made.load(day, run)
+        return made
+
     def load(self, day: int, ids: Ids) -> None:
         """Add sorted ids of the ledger to the set while rebuilding it. Raises InvariantViolated with a tail present."""
         if self._staged_offset is not None:

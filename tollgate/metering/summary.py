@@ -5,7 +5,7 @@ Owns what is reported of judged events. It refuses to know how they were judged.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -97,8 +97,19 @@ def _seen_ids(
     return {int(day): np.sort(ids[days == day]) for day in np.unique(days)}
 
 
+def misplaced(parts: Iterable[Sequence[Record]]) -> dict[int, str]:
+    """The records, by identity, that were written for another partition count, and why that is known."""
+    return {
+        id(record): record.misplaced
+        for part in parts
+        for record in part
+        if isinstance(record, EventsRecord) and record.misplaced
+    }
+
+
 def unreadable(record: Record, details: Mapping[int, str]) -> list[DeadEvents]:
-    """The dead letter of a record nobody can decode: its value as it is."""
+    """The dead letter of a record that ends whole, undecodable or misplaced: its value as it is."""
+    is_misplaced = isinstance(record, EventsRecord) and bool(record.misplaced)
     if isinstance(record, UnknownRecord):
         source, ingest_ms, detail = "", 0, record.detail
     elif isinstance(record, EventsRecord) and id(record) in details:
@@ -109,7 +120,7 @@ def unreadable(record: Record, details: Mapping[int, str]) -> list[DeadEvents]:
         DeadEvents(
             partition=record.partition,
             offset=record.offset,
-            reason=DeadReason.UNDECODABLE_RECORD,
+            reason=DeadReason.MISPLACED if is_misplaced else DeadReason.UNDECODABLE_RECORD,
             detail=detail,
             rows=max(record.rows, 0),
             source=source,
@@ -117,7 +128,8 @@ def unreadable(record: Record, details: Mapping[int, str]) -> list[DeadEvents]:
             account="",
             time_ms=0,
             payload=record.value,
-            format="raw",
+            # Its events can be read, and replayed into the partitions they belong to.
+            format="events/1" if is_misplaced else "raw",
         )
     ]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from tollgate.runtime.clock import Clock, SystemClock
@@ -201,6 +201,47 @@ async def create_topics(
                     f"no leader for every partition after {timeout_seconds} s: {', '.join(waiting)}"
                 )
             await clock.sleep_seconds(0.05)
+
+
+async def grow_topic(
+    settings: KafkaSettings,
+    topic: str,
+    partitions: int,
+    *,
+    timeout_seconds: float = 30.0,
+    clock: Clock | None = None,
+    dry_run: bool = False,
+) -> bool:
+    """Give `topic` (bare name) `partitions` partitions, and wait until each has a leader; False when it has them.
+
+    With `dry_run` the broker says whether it would, and nothing is changed. Raises TopicMismatch when the topic has
+    more or is not there, TopicCreationFailed when the broker refuses or is not done in time.
+    """
+    clock = clock or SystemClock()
+    deadline = clock.monotonic_seconds() + timeout_seconds
+    name = settings.topic_name(topic)
+    async with admin_client(settings) as admin:
+        existing = (await _partition_counts(admin)).get(name, 0)
+        if existing > partitions or not existing:
+            raise TopicMismatch(f"{name} has {existing} partitions, {partitions} are wanted")
+        if existing < partitions:
+            try:
+                await admin.create_partitions(
+                    {name: NewPartitions(partitions)},
+                    timeout_ms=int(timeout_seconds * 1000),
+                    validate_only=dry_run,
+                )
+            except KafkaError as error:
+                # Another that grows it may have been quicker.
+                if (await _partition_counts(admin)).get(name, 0) < partitions:
+                    raise TopicCreationFailed(f"{name}: {error}") from error
+            if dry_run:
+                return True
+        while (await _partition_counts(admin, led_only=True)).get(name, 0) < partitions:
+            if clock.monotonic_seconds() >= deadline:
+                raise TopicCreationFailed(f"no leader for every partition after {timeout_seconds} s: {name}")
+            await clock.sleep_seconds(0.05)
+    return existing < partitions
 
 
 async def _create(

@@ -125,6 +125,25 @@ def test_damage_is_named(root: Path) -> None:
         directory(root).load()
 
 
+def test_an_archive_goes_along_with_a_cut_over(tmp_path: Path) -> None:
+    """More partitions, a multiple: the same archive, which knows where accounts were before. Fewer are another log."""
+    wanted = {"kafka_cluster_id": "c", "events_topic": "t"}
+    first = open_archive(tmp_path, partitions=4, **wanted)
+    for count, before in ((12, (4,)), (12, (4,)), (24, (4, 12))):
+        grown = open_archive(tmp_path, partitions=count, **wanted)
+        assert (grown.archive_id, grown.partitions, grown.partitions_before) == (
+            first.archive_id,
+            count,
+            before,
+        )
+    for count in (12, 36, 25):
+        with pytest.raises(PinsDiffer):
+            open_archive(tmp_path, partitions=count, **wanted)
+    with pytest.raises(PinsDiffer):
+        open_archive(tmp_path, partitions=48, kafka_cluster_id="c", events_topic="other")
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["archive.json"]
+
+
 def test_pins_are_written_once(tmp_path: Path) -> None:
     """The second opening finds the first one's; any other cluster, topic or partition count is refused."""
     root = tmp_path / "new" / "archive"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.processor import cpu_seconds, parse_cpu_ticks, share_cores
+from benchmarks.processor import children_of, cpu_seconds, parse_cpu_ticks, share_cores
 
 STAT = "4711 (meter (py) 3) S 1 4711 4711 0 -1 4194560 9 8 7 6 250 50 1 2 20 0 12 0 100 1000 10 18446744073709551615"
 
@@ -36,3 +36,12 @@ def test_the_measured_process_has_a_core_to_itself() -> None:
     assert (two.measured, two.others) == (frozenset({2}), frozenset({4, 9}))
     one = share_cores(frozenset({3}))
     assert (one.measured, one.others) == (frozenset({3}), frozenset({3}))
+
+
+def test_a_process_knows_its_children(tmp_path: Path) -> None:
+    """By the parent's number, which stands behind a name that may hold anything."""
+    for pid, parent in ((7, 1), (8, 7), (9, 7), (10, 8)):
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "stat").write_text(f"{pid} (a) 9 (b) S {parent} 1 1 0 -1 4194304")
+    (tmp_path / "version").write_text("Linux")
+    assert children_of(7, tmp_path) == [8, 9]
