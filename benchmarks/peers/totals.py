@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from aiokafka import TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from tollgate.runtime.kafka import admin_client, new_consumer, topic_bounds
+from tollgate.runtime.kafka import admin_client, new_consumer
 from tollgate.runtime.settings import KafkaSettings
 
 Rows = dict[tuple[str, int], dict[str, Any]]
@@ -22,6 +23,8 @@ Decode = Callable[[bytes, Any], tuple[str, int, dict[str, Any]]]
 """Key and value of a record, as (account, window start, row)."""
 
 _QUIET_SECONDS = 3.0
+_HANGING_SECONDS = 150.0
+"""More than the broker gives a transaction whose producer is gone (`transaction.timeout.ms`, a minute by default)."""
 
 
 def decode_streams(key: bytes, value: Any) -> tuple[str, int, dict[str, Any]]:
@@ -53,17 +56,23 @@ def read_topic(bootstrap: str, topic: str, decode: Decode) -> Rows:
 
 
 async def _read_all(settings: KafkaSettings, topic: str) -> list[tuple[bytes, bytes | None]]:
-    bounds = await topic_bounds(settings, topic)
-    left = {TopicPartition(topic, number): end for number, (begin, end) in bounds.items() if end > begin}
+    left = await _ends(settings, topic)
+    if not left:
+        return []
     records = []
+    deadline = time.monotonic() + _HANGING_SECONDS
     consumer = new_consumer(settings, client_id="benchmark-totals", auto_offset_reset="earliest")
     await consumer.start()
     try:
         consumer.assign(list(left))
         while left:
             found = await consumer.getmany(*left, timeout_ms=int(_QUIET_SECONDS * 1000))
-            # The end of a transaction is a record nobody is shown: nothing more to come is the end as well.
-            if not found:
+            # The end of a transaction is a record nobody is shown: nothing more to come is the end as well, unless the
+            # killed process' own transaction is still open and hides what came after it.
+            if not found and (
+                time.monotonic() > deadline
+                or all((consumer.last_stable_offset(place) or 0) >= end for place, end in left.items())
+            ):
                 break
             for partition, batch in found.items():
                 records += [(record.key, record.value) for record in batch]
@@ -72,6 +81,21 @@ async def _read_all(settings: KafkaSettings, topic: str) -> list[tuple[bytes, by
     finally:
         await consumer.stop()
     return records
+
+
+async def _ends(settings: KafkaSettings, topic: str) -> dict[TopicPartition, int]:
+    """Where each partition that holds anything ends, open transactions included: a consumer of committed records is
+    told where the first of them begins instead."""
+    consumer = AIOKafkaConsumer(bootstrap_servers=settings.bootstrap_servers)
+    await consumer.start()
+    try:
+        await consumer._client.add_topic(topic)
+        await consumer._client.force_metadata_update()
+        places = [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()]
+        ends: dict[TopicPartition, int] = await consumer.end_offsets(places)
+    finally:
+        await consumer.stop()
+    return {place: end for place, end in ends.items() if end}
 
 
 def read_database(path: Path) -> Rows:
