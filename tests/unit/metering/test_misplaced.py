@@ -93,7 +93,7 @@ def test_fold_recount_and_archive_agree_on_what_is_misplaced() -> None:
         assert ended.dead == 3 * len(wrong) > 0
 
 
-def test_a_partition_that_begins_with_anothers_ids_knows_them_and_keeps_its_own() -> None:
+def test_a_new_partition_knows_its_parents_ids_and_keeps_its_own() -> None:
     """For the recount and for the shadow: retries of what the parent had are duplicates; the parent learns nothing."""
     before = [events_record(0, [row(1), row(2)], partition=0)]
     after = [
