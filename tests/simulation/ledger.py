@@ -20,6 +20,9 @@ from sqlalchemy.pool import StaticPool
 
 from tollgate.ledger.engine import fit_sqlite, open_ledger
 
+STATEMENTS = 1000
+"""Prepared and kept: more than the services have, fewer and each run prepares them again and again."""
+
 Strike = Callable[[str], str | None]
 """Told `read`, `write` or `commit`, the kind of trouble there, if any."""
 
@@ -69,7 +72,9 @@ class SimulatedLedger:
         self.die: Callable[[], None] = lambda: None
         self.commits = 0
         self._templates = {name: _template(prepare) for name, prepare in templates.items()}
-        self._connection = sqlite3.connect(":memory:", factory=_Connection, check_same_thread=False)
+        self._connection = sqlite3.connect(
+            ":memory:", factory=_Connection, check_same_thread=False, cached_statements=STATEMENTS
+        )
         self._connection.ledger = self
         self._backup = sqlite3.connect(":memory:", check_same_thread=False)
         self.engine = create_engine(

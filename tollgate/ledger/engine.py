@@ -142,8 +142,11 @@ def fit_sqlite(engine: Engine, busy_timeout_ms: int) -> None:
 
     def begin(connection: Connection) -> None:
         mode = connection.get_execution_options().get(_BEGIN_OPTION, "IMMEDIATE")
-        connection.exec_driver_sql(f"PRAGMA query_only = {'ON' if mode == 'DEFERRED' else 'OFF'}")
-        connection.exec_driver_sql(f"BEGIN {mode}")
+        # On the driver itself: SQLAlchemy's way to it takes ten times as long as the two statements do.
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        driver.execute(f"PRAGMA query_only = {'ON' if mode == 'DEFERRED' else 'OFF'}")
+        driver.execute(f"BEGIN {mode}")
 
     event.listen(engine, "connect", prepare)
     event.listen(engine, "begin", begin)
