@@ -81,7 +81,8 @@ class SimulatedLedger:
             "sqlite+pysqlite://", poolclass=StaticPool, creator=lambda: self._connection
         )
         event.listen(self.engine, "begin", self._begin)
-        fit_sqlite(self.engine, 1000)
+        # One connection for reads and writes: guarded, it would prepare every statement anew in every transaction.
+        fit_sqlite(self.engine, 1000, guard_reads=False)
 
     def make_anew(self, template: str) -> None:
         """A fresh ledger for the next run."""
