@@ -20,6 +20,9 @@ from sqlalchemy.pool import StaticPool
 
 from tollgate.ledger.engine import fit_sqlite, open_ledger
 
+STATEMENTS = 1000
+"""Prepared and kept: more than the services have, fewer and each run prepares them again and again."""
+
 Strike = Callable[[str], str | None]
 """Told `read`, `write` or `commit`, the kind of trouble there, if any."""
 
@@ -69,14 +72,17 @@ class SimulatedLedger:
         self.die: Callable[[], None] = lambda: None
         self.commits = 0
         self._templates = {name: _template(prepare) for name, prepare in templates.items()}
-        self._connection = sqlite3.connect(":memory:", factory=_Connection, check_same_thread=False)
+        self._connection = sqlite3.connect(
+            ":memory:", factory=_Connection, check_same_thread=False, cached_statements=STATEMENTS
+        )
         self._connection.ledger = self
         self._backup = sqlite3.connect(":memory:", check_same_thread=False)
         self.engine = create_engine(
             "sqlite+pysqlite://", poolclass=StaticPool, creator=lambda: self._connection
         )
         event.listen(self.engine, "begin", self._begin)
-        fit_sqlite(self.engine, 1000)
+        # One connection for reads and writes: guarded, it would prepare every statement anew in every transaction.
+        fit_sqlite(self.engine, 1000, guard_reads=False)
 
     def make_anew(self, template: str) -> None:
         """A fresh ledger for the next run."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import cache
 
 import pyarrow as pa
 
@@ -162,7 +163,12 @@ def _encode(events: tuple[Event, ...]) -> bytes:
         "weight": [event.weight for event in events],
     }
     arrays = [
-        pa.array(columns[name], kind) if name in columns else pa.nulls(len(events), kind)
+        pa.array(columns[name], kind) if name in columns else _nulls(len(events), kind)
         for name, kind in _TYPES.items()
     ]
     return encode_batch(pa.RecordBatch.from_arrays(arrays, schema=SCHEMA))
+
+
+@cache
+def _nulls(rows: int, kind: pa.DataType) -> pa.Array:
+    return pa.nulls(rows, kind)

@@ -10,11 +10,12 @@ no row.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 import polars as pl
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Connection, Engine, Select, bindparam, select
 
 from tollgate.ledger.arrays import Upsert, Words, words_of, write_rows
 from tollgate.ledger.distinct import insert_distinct
@@ -99,22 +100,21 @@ def commit_fold(
 
 
 def _require_meters(connection: Connection, meters_version: int) -> None:
-    statement = select(catalogue_state.c.meters_version).with_for_update(read=True)
-    current = connection.execute(statement).scalar_one_or_none()
+    current = connection.execute(_meters_in_force()).scalar_one_or_none()
     if current is None:
         raise LedgerNotReady("the ledger has no meter catalogue: run `tollgate init`")
     if current != meters_version:
         raise MetersChanged(current)
 
 
+@cache
+def _meters_in_force() -> Select[Any]:
+    return select(catalogue_state.c.meters_version).with_for_update(read=True)
+
+
 def _require_progress(connection: Connection, folds: Sequence[PartitionFold]) -> dict[int, int]:
     """Lock the progress rows in ascending order (so that two flushes queue and never deadlock); their meter sets."""
-    rows = connection.execute(
-        select(progress.c.partition, progress.c.next_offset, progress.c.meters_version)
-        .where(progress.c.partition.in_([part.partition for part in folds]))
-        .order_by(progress.c.partition)
-        .with_for_update()
-    ).all()
+    rows = connection.execute(_lock_progress(), {"wanted": [part.partition for part in folds]}).all()
     offsets = {row.partition: row.next_offset for row in rows}
     absent = sorted(part.partition for part in folds if part.partition not in offsets)
     if absent:
@@ -123,6 +123,16 @@ def _require_progress(connection: Connection, folds: Sequence[PartitionFold]) ->
     if missed:
         raise _Missed(missed)
     return {row.partition: row.meters_version for row in rows}
+
+
+@cache
+def _lock_progress() -> Select[Any]:
+    return (
+        select(progress.c.partition, progress.c.next_offset, progress.c.meters_version)
+        .where(progress.c.partition.in_(bindparam("wanted", expanding=True)))
+        .order_by(progress.c.partition)
+        .with_for_update()
+    )
 
 
 def _move_progress(

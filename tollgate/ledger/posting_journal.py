@@ -10,9 +10,10 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, Engine, and_, insert, select, tuple_, update
+from sqlalchemy import Connection, Engine, Update, and_, bindparam, insert, select, tuple_, update
 
 from tollgate.contracts.journal import JournalEntry
 from tollgate.ledger.candidates import JOURNAL_WAIT
@@ -81,19 +82,28 @@ def mark_journalled(
         fence(connection, lease)
         for chunk in chunks(refs):
             for mode, state in _AFTER_JOURNALLING.items():
-                done = {} if state is PostingState.JOURNALLED else {"settled_ms": now_ms}
+                done = {} if state is PostingState.JOURNALLED else {"done_ms": now_ms}
                 connection.execute(
-                    update(postings)
-                    .where(
-                        and_(
-                            tuple_(postings.c.posting_key, postings.c.seq).in_(chunk),
-                            postings.c.state == PostingState.PLANNED,
-                            postings.c.mode == mode,
-                        )
-                    )
-                    .values(state=str(state), lease_version=lease.version, **done)
+                    _mark_journalled(mode, state), {"refs": chunk, "held_version": lease.version, **done}
                 )
         _advance_journal(connection, positions, now_ms)
+
+
+@cache
+def _mark_journalled(mode: PostingMode, state: PostingState) -> Update:
+    """Kept: there are as many as modes, each time."""
+    changed = (
+        update(postings)
+        .where(
+            and_(
+                tuple_(postings.c.posting_key, postings.c.seq).in_(bindparam("refs", expanding=True)),
+                postings.c.state == PostingState.PLANNED,
+                postings.c.mode == mode,
+            )
+        )
+        .values(state=str(state), lease_version=bindparam("held_version"))
+    )
+    return changed if state is PostingState.JOURNALLED else changed.values(settled_ms=bindparam("done_ms"))
 
 
 def journal_positions(engine: Engine) -> dict[int, int]:

@@ -7,9 +7,10 @@ is called and what an answer means.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Engine, and_, bindparam, func, or_, select, tuple_, update
+from sqlalchemy import Engine, Executable, Update, and_, bindparam, func, or_, select, tuple_, update
 
 from tollgate.ledger.chunks import chunks
 from tollgate.ledger.controls import HALTED, write_controls
@@ -42,17 +43,8 @@ def mark_sending(
     with ledger_transaction(engine) as connection:
         fence(connection, lease)
         for chunk in chunks(refs):
-            place = tuple_(postings.c.posting_key, postings.c.seq)
             rows = connection.execute(
-                update(postings)
-                .where(and_(place.in_(chunk), postings.c.state.in_(SENDABLE)))
-                .values(
-                    state=str(PostingState.SENDING),
-                    first_sent_ms=func.coalesce(postings.c.first_sent_ms, now_ms),
-                    last_sent_ms=now_ms,
-                    lease_version=lease.version,
-                )
-                .returning(postings.c.posting_key, postings.c.seq, postings.c.mode)
+                _mark_sending(), {"refs": chunk, "at_ms": now_ms, "held_version": lease.version}
             )
             marked = {(row.posting_key, row.seq): row.mode for row in rows}
             supersede_older(
@@ -60,6 +52,23 @@ def mark_sending(
             )
             allowed.update(marked)
     return frozenset(allowed)
+
+
+@cache
+def _mark_sending() -> Executable:
+    """Kept, as `_record_outcome` is: every call to Stripe has both, and building them cost more than running them."""
+    place = tuple_(postings.c.posting_key, postings.c.seq)
+    return (
+        update(postings)
+        .where(and_(place.in_(bindparam("refs", expanding=True)), postings.c.state.in_(SENDABLE)))
+        .values(
+            state=str(PostingState.SENDING),
+            first_sent_ms=func.coalesce(postings.c.first_sent_ms, bindparam("at_ms")),
+            last_sent_ms=bindparam("at_ms"),
+            lease_version=bindparam("held_version"),
+        )
+        .returning(postings.c.posting_key, postings.c.seq, postings.c.mode)
+    )
 
 
 def record_outcomes(engine: Engine, lease: Lease, outcomes: Sequence[Outcome], now_ms: int) -> None:
@@ -90,25 +99,27 @@ def record_outcomes(engine: Engine, lease: Lease, outcomes: Sequence[Outcome], n
             row |= {"at_key": outcome.posting_key, "at_seq": outcome.seq, "tried": int(outcome.attempted)}
             by_columns.setdefault(tuple(sorted(values)), []).append(row)
         for columns, rows in by_columns.items():
-            connection.execute(
-                update(postings)
-                .where(
-                    and_(
-                        postings.c.posting_key == bindparam("at_key"),
-                        postings.c.seq == bindparam("at_seq"),
-                        or_(
-                            *(postings.c.state == str(state) for state in SENDABLE)
-                        ),  # IN refuses executemany
-                    )
-                )
-                .values(
-                    attempts=postings.c.attempts + bindparam("tried"),
-                    **{name: bindparam(f"new_{name}") for name in columns},
-                ),
-                rows,
-            )
+            connection.execute(_record_outcome(columns), rows)
         voided = sorted({o.posting_key for o in outcomes if o.state is PostingState.VOID})
         reopen_chains(connection, voided, now_ms)
+
+
+@cache
+def _record_outcome(columns: tuple[str, ...]) -> Update:
+    return (
+        update(postings)
+        .where(
+            and_(
+                postings.c.posting_key == bindparam("at_key"),
+                postings.c.seq == bindparam("at_seq"),
+                or_(*(postings.c.state == str(state) for state in SENDABLE)),  # IN refuses executemany
+            )
+        )
+        .values(
+            attempts=postings.c.attempts + bindparam("tried"),
+            **{name: bindparam(f"new_{name}") for name in columns},
+        )
+    )
 
 
 def apply_rejections(engine: Engine, lease: Lease, now_ms: int) -> list[Refusal]:

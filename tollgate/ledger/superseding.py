@@ -90,6 +90,8 @@ def keep_newest(connection: Connection, lease: Lease, keys: Collection[str], now
 
 def void_uncarried(connection: Connection, keys: Sequence[str], now_ms: int) -> None:
     """Superseded links of these chains that no later link carries, as the one that was to is void, are void as well."""
+    if not keys:
+        return
     other = postings.alias("other")
     carried = exists().where(
         and_(
