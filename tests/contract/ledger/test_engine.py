@@ -80,6 +80,19 @@ def test_a_snapshot_cannot_write(ledger: Engine) -> None:
     assert _pin(ledger, "a") == "1"
 
 
+def test_a_snapshot_cannot_write_however_often_the_connection_wrote_before(ledger: Engine) -> None:
+    """Writing and reading in turn on the connections of one pool: the guard goes up and down with them."""
+    for turn in range(3):
+        with ledger_transaction(ledger) as connection:
+            connection.execute(insert(pins).values(name=f"pin-{turn}", value="1"))
+        for _ in range(2):
+            with pytest.raises((LedgerRefused, LedgerUnavailable)), read_snapshot(ledger) as connection:
+                connection.execute(insert(pins).values(name="never", value="1"))
+    assert [_pin(ledger, f"pin-{turn}") for turn in range(3)] == ["1", "1", "1"]
+    with read_snapshot(ledger) as connection:
+        assert connection.execute(select(pins).where(pins.c.name == "never")).all() == []
+
+
 def test_writers_queue_and_lose_no_update(ledger: Engine, second: Engine) -> None:
     """Two connections that add to one row at once add both."""
 
