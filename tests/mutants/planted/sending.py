@@ -27,8 +27,8 @@ SENDING: tuple[Mutant, ...] = (
     Mutant(
         "first-attempt-forgotten",
         "tollgate/ledger/sending.py",
-        before="                    first_sent_ms=func.coalesce(postings.c.first_sent_ms, now_ms),",
-        after="                    first_sent_ms=now_ms,",
+        before='            first_sent_ms=func.coalesce(postings.c.first_sent_ms, bindparam("at_ms")),',
+        after='            first_sent_ms=bindparam("at_ms"),',
         costs="The ledger forgets when Stripe may have had it first: the horizon never comes.",
         tests=(
             "tests/contract/ledger/test_postings.py::test_the_first_attempt_is_remembered_over_all_that_follow",
