@@ -167,15 +167,15 @@ class Door:
         await send_answer(answer, send)
 
     def expect(self, headers: Headers, size: int) -> bool:
-        """Hold room for a body that is still coming, when `enter` is likely to take it."""
-        return (
-            size <= self._limits.body_bytes_max
-            and self._recognise(headers) is not None
-            and self._gate.admission.try_hold(size)
-        )
+        """Whether `enter` is likely to take a body that is still coming."""
+        return size <= self._limits.body_bytes_max and self._recognise(headers) is not None
+
+    def hold(self, size: int) -> bool:
+        """Admit `size` bytes of such a body."""
+        return self._gate.admission.try_hold(size)
 
     def forget(self, size: int) -> None:
-        """Let go of the room `expect` held."""
+        """Let go of what `hold` admitted."""
         self._gate.admission.release(size)
 
     def enter(self, headers: Headers, body: bytes, reply: Reply) -> bool:

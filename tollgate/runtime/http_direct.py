@@ -35,11 +35,14 @@ class DirectHandler(Protocol):
     """Takes requests of one target. Headers are a mapping: names in lower case, the last of a repeated one."""
 
     def expect(self, headers: Mapping[bytes, bytes], size: int) -> bool:
-        """Whether a body of `size` bytes that is still coming is to be waited for. True holds room for all of it,
-        until `forget`."""
+        """Whether a body of `size` bytes that is still coming is to be waited for."""
+
+    def hold(self, size: int) -> bool:
+        """Make room for `size` bytes of it that have come, until `forget`. False: there is none; the body goes the long
+        road. What has not come takes no room: else it would be enough to announce bodies."""
 
     def forget(self, size: int) -> None:
-        """Let go of the room `expect` held: the body is whole, or will not come this way."""
+        """Let go of the room made: the body is whole, or will not come this way."""
 
     def enter(self, headers: Mapping[bytes, bytes], body: bytes, reply: Reply) -> bool:
         """True: taken, `reply` will be called, at once or later. False: not taken, nothing happened; the request goes
@@ -94,8 +97,10 @@ class _Coming:
 
     handler: DirectHandler
     headers: Mapping[bytes, bytes]
-    size: int
     missing: int
+    """Bytes that have not come."""
+    held: int
+    """Bytes that have."""
     parts: list[bytes] = field(default_factory=list)
     """Of the body, after what came with the head."""
     too_late: asyncio.TimerHandle | None = None
@@ -188,19 +193,23 @@ class DirectProtocol(HttpToolsProtocol):
         if handler is None or not announced.isdigit() or b"transfer-encoding" in headers:
             return False
         size = int(announced)
-        if not handler.expect(headers, size):
+        come = len(self._whole)
+        if not handler.expect(headers, size) or not handler.hold(come):
             return False
         self._handler = None
-        self._coming = coming = _Coming(handler, headers, size, size - len(self._whole))
+        self._coming = coming = _Coming(handler, headers, size - come, come)
         coming.too_late = self.loop.call_later(WAIT_SECONDS, self._resume_long_road, coming, b"")
         # A shutdown meanwhile sees a request in flight.
         self.cycle = cast("RequestResponseCycle", _Exchange(self))
         return True
 
     def _collect(self, coming: _Coming, data: bytes) -> None:
-        missing = coming.missing - len(data)
-        if missing > 0:
-            coming.missing = missing
+        if len(data) < coming.missing:
+            if not coming.handler.hold(len(data)):
+                self._resume_long_road(coming, data)
+                return
+            coming.missing -= len(data)
+            coming.held += len(data)
             coming.parts.append(data)
             return
         rest = data[coming.missing :]
@@ -221,7 +230,7 @@ class DirectProtocol(HttpToolsProtocol):
         self._coming = None
         if coming.too_late is not None:
             coming.too_late.cancel()
-        coming.handler.forget(coming.size)
+        coming.handler.forget(coming.held)
 
     def _resume_long_road(self, coming: _Coming, data: bytes) -> None:
         """Show the parser what was kept from it; `data` came last."""

@@ -392,3 +392,20 @@ async def test_operators_and_probes(client: httpx.AsyncClient) -> None:
     assert 'tollgate_ingest_events_total{outcome="acknowledged",route="kong"} 1.0' in metrics
     answer = await client.get("/v1/logs/kong")
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+
+
+def test_a_body_is_waited_for_only_when_it_may_be_taken(service: Service) -> None:
+    """By its headers and its announced size; waiting itself holds nothing, what has come is counted and bounded."""
+    door = service.direct["/v1/logs/kong"]
+    headers = {b"authorization": f"Bearer {TOKEN}".encode(), b"content-type": b"application/json"}
+    assert door.expect(headers, 100_000)
+    assert not door.expect(headers, 100_001)
+    assert not door.expect(headers | {b"authorization": b"Bearer tg_unknown"}, 10)
+    assert not door.expect(headers | {b"authorization": f"Bearer {READER}".encode()}, 10)
+    assert not door.expect(headers | {b"content-encoding": b"gzip"}, 10)
+    assert not door.expect(headers | {b"content-type": b"text/html"}, 10)
+    assert service.admission.bytes_held == 0
+    assert door.hold(1_999_999)
+    assert not door.hold(2)
+    door.forget(1_999_999)
+    assert service.admission.bytes_held == 0

@@ -64,7 +64,8 @@ class Rig:
         self.takes = takes
         self.fails = fails
         self.waits = waits
-        self.held: list[int] = []
+        self.room = 10_000_000
+        self.held = 0
         self.waiting: list[tuple[bytes, Reply]] = []
         self.state = ServerState()
         config = uvicorn.Config(self._app, interface="asgi3", lifespan="off", log_config=None)
@@ -89,15 +90,19 @@ class Rig:
 
     def expect(self, headers: Mapping[bytes, bytes], size: int) -> bool:
         assert headers[b"content-length"] == b"%d" % size
-        if self.waits:
-            self.held.append(size)
         return self.waits
 
+    def hold(self, size: int) -> bool:
+        if self.held + size > self.room:
+            return False
+        self.held += size
+        return True
+
     def forget(self, size: int) -> None:
-        self.held.remove(size)
+        self.held -= size
 
     def enter(self, headers: Mapping[bytes, bytes], body: bytes, reply: Reply) -> bool:
-        assert self.held == []
+        assert self.held == 0
         if self.fails:
             raise RuntimeError("a bug")
         if self.takes:
@@ -172,19 +177,22 @@ async def test_wherever_a_request_is_cut_it_is_answered_once_and_alike(
             assert (first, second) == (["a", "events"], ["b", "events"])
             found.add(road)
             assert rig.state.total_requests == 2
-            assert rig.held == []
+            assert rig.held == 0
             assert not rig.connection.closed
     assert found == roads
 
 
-async def test_room_is_held_until_the_body_is_whole() -> None:
-    """And the connection serves the next request like any other."""
+async def test_room_is_held_for_what_has_come_until_the_body_is_whole() -> None:
+    """Announcing a body takes none. And the connection serves the next request like any other."""
     rig = Rig()
     body = b"e" * 300_000
     whole = post("a", body)
-    assert await rig.ask(*(whole[at : at + 65_536] for at in range(0, 262_144, 65_536))) == []
-    assert rig.held == [300_000]
-    assert await rig.ask(whole[262_144:]) == [["short", "a", body.decode()]]
+    head = whole.index(body[:1] * 9)
+    assert await rig.ask(whole[:head]) == []
+    assert rig.held == 0
+    assert await rig.ask(*(whole[at : at + 65_536] for at in range(head, head + 262_144, 65_536))) == []
+    assert rig.held == 262_144
+    assert await rig.ask(whole[head + 262_144 :]) == [["short", "a", body.decode()]]
     assert (await rig.ask(post("b")))[1:] == [["short", "b", "events"]]
 
 
@@ -192,9 +200,23 @@ async def test_who_goes_away_half_way_leaves_nothing() -> None:
     """The room is given back, and nobody is told of half a body."""
     rig = Rig()
     assert await rig.ask(post("a")[:-2]) == []
-    assert rig.held == [6]
+    assert rig.held == 4
     rig.protocol.connection_lost(ConnectionResetError())
-    assert (rig.held, rig.waiting, rig.connection.writes) == ([], [], [])
+    assert (rig.held, rig.waiting, rig.connection.writes) == (0, [], [])
+
+
+@pytest.mark.parametrize("room", [0, 100, 250])
+async def test_a_body_there_is_no_room_for_goes_on_by_the_long_road(room: int) -> None:
+    """Whole, whichever of its parts was one too many, with the request behind it; nothing stays held."""
+    rig = Rig()
+    rig.room = room
+    body = b"e" * 400
+    whole = post("a", body) + post("b")
+    head = whole.index(body)
+    parts = [whole[: head + 90], *(whole[at : at + 90] for at in range(head + 90, len(whole), 90))]
+    [[road, *first], [_, *second]] = await rig.ask(*parts)
+    assert (road, first, second) == ("long POST /take", ["a", body.decode()], ["b", "events"])
+    assert rig.held == 0
 
 
 async def test_a_body_that_takes_too_long_goes_on_by_the_long_road(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +239,7 @@ async def test_a_body_that_takes_too_long_goes_on_by_the_long_road(monkeypatch: 
     assert not rig.connection.closed
     [(work, args)] = waits
     work(*args)
-    assert rig.held == []
+    assert rig.held == 0
     assert await rig.ask(whole[-3:]) == [["long POST /take", "a", "events"]]
     assert rig.connection.closed
 
