@@ -6,17 +6,13 @@ Owns the command line, the parts' lives and the output. Exits 1 when a count is 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from benchmarks.installation import Ground
     from benchmarks.row import Row
 
 RESULTS = Path(__file__).with_name("results") / "latest.json"
@@ -78,9 +74,10 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ["POLARS_MAX_THREADS"] = "1"
     from benchmarks.chain_row import whole_chain
     from benchmarks.ingest_rows import ingest_batches, ingest_singles
-    from benchmarks.meter_rows import meter_batches, meter_history, meter_singles
+    from benchmarks.installation import Ground, NotCaughtUp
+    from benchmarks.meter_rows import TooFew, meter_batches, meter_history, meter_singles
+    from benchmarks.parts import start_parts
     from benchmarks.planning_rows import everybody_planned, nothing_changed
-    from benchmarks.processor import pinned_to, share_cores
     from benchmarks.row import CountsDiffer
     from sandbox.child import PartFailed, PartUnavailable
 
@@ -94,22 +91,20 @@ def main(arguments: list[str] | None = None) -> int:
         "unchanged": nothing_changed,
         "history": meter_history,
     }
-    if not hasattr(os, "sched_setaffinity"):
-        sys.stderr.write("Benchmarks pin processes and read /proc: they run on Linux.\n")
-        return 2
-    cores = share_cores(frozenset(os.sched_getaffinity(0)))
+    if chosen.profile is not None:
+        chosen.profile = chosen.profile.resolve()
+        chosen.profile.mkdir(parents=True, exist_ok=True)
     done: list[Row] = []
     try:
-        with ExitStack() as stack:
-            stack.enter_context(pinned_to(cores.others))
-            ground = _prepare(stack, chosen, cores)
+        with start_parts("benchmarks") as parts:
+            ground = Ground.of(parts, chosen.partitions, chosen.profile)
             for name in chosen.rows:
                 sys.stderr.write(f"{name} …\n")
                 done.append(rows[name](ground, chosen.events or DEFAULT_EVENTS[name]))
     except CountsDiffer as error:
         sys.stderr.write(f"A count is off: {error}\n")
         return 1
-    except (PartUnavailable, PartFailed) as error:
+    except (NotCaughtUp, PartUnavailable, PartFailed, TooFew) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     finally:
@@ -117,44 +112,15 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _prepare(stack: ExitStack, chosen: argparse.Namespace, cores: object) -> Ground:
-    """Start broker and database."""
-    from benchmarks.installation import Ground
-    from benchmarks.processor import Cores
-    from sandbox.local_kafka import LocalKafka
-    from sandbox.local_postgres import LocalPostgres
-
-    assert isinstance(cores, Cores)
-    bootstrap = os.environ.get("KAFKA_BOOTSTRAP_SERVERS") or stack.enter_context(LocalKafka()).bootstrap
-    postgres = stack.enter_context(LocalPostgres())
-    directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tollgate-benchmarks-")))
-    if chosen.profile is not None:
-        chosen.profile.mkdir(parents=True, exist_ok=True)
-    return Ground(
-        bootstrap_servers=bootstrap,
-        postgres=postgres,
-        directory=directory,
-        cores=cores,
-        partitions=chosen.partitions,
-        profile_directory=chosen.profile and chosen.profile.resolve(),
-    )
-
-
 def _report(rows: list[Row], chosen: argparse.Namespace) -> None:
     """Print the table and write the JSON of the rows that were completed."""
-    from benchmarks.machine import describe_machine
+    from benchmarks.document import write_document
     from benchmarks.table import render_markdown, render_table
 
     if not rows:
         return
     sys.stdout.write(render_markdown(rows) if chosen.markdown else render_table(rows))
-    document = {
-        "machine": describe_machine(),
-        "profiled": chosen.profile is not None,
-        "rows": [row.to_document() for row in rows],
-    }
-    chosen.json.parent.mkdir(parents=True, exist_ok=True)
-    chosen.json.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    write_document(chosen.json, profiled=chosen.profile is not None, rows=[row.to_document() for row in rows])
     sys.stdout.write(f"Details: {chosen.json}\n")
 
 

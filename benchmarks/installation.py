@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.metrics import Samples, read_samples
+from benchmarks.parts import Parts
 from benchmarks.processor import Cores, cpu_seconds, pinned_to
 from sandbox.local_postgres import LocalPostgres
 from sandbox.stack import Stack, StackSettings
@@ -54,6 +55,13 @@ class Ground:
     partitions: int
     profile_directory: Path | None
     """Where services leave their profiles; None: not profiled."""
+
+    @classmethod
+    def of(cls, parts: Parts, partitions: int, profile_directory: Path | None = None) -> Ground:
+        """The same parts, with so many partitions."""
+        return cls(
+            parts.bootstrap, parts.postgres, parts.directory, parts.cores, partitions, profile_directory
+        )
 
     @contextmanager
     def installation(self, name: str) -> Iterator[Installation]:

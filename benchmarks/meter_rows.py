@@ -38,7 +38,7 @@ def meter_batches(ground: Ground, events: int) -> Row:
     run = _count_backlog(ground, "meter-batches", sizes)
     with pinned_to(ground.cores.measured):
         bare_us = _group_bare(run.sample)
-    counted, seconds = rate_between_commits(run.sights)
+    counted, seconds = _rate(run)
     return Row(
         name="meter, 500 events a record",
         unit="event",
@@ -66,7 +66,7 @@ def meter_singles(ground: Ground, records: int) -> Row:
     rng = np.random.default_rng(7)
     sizes = rng.integers(1, SMALL_RECORD_EVENTS_MAX + 1, records).tolist()
     run = _count_backlog(ground, "meter-singles", sizes)
-    counted, seconds = rate_between_commits(run.sights)
+    counted, seconds = _rate(run)
     return Row(
         name="meter, 1 to 5 events a record",
         unit="record",
@@ -97,7 +97,7 @@ def meter_history(ground: Ground, ids: int) -> Row:
         made = write_history(installation, ids)
 
     run = _count_backlog(ground, "meter-old", sizes, remember)
-    counted, seconds = rate_between_commits(run.sights)
+    counted, seconds = _rate(run)
     bare_us = without.cpu_seconds / without.truth.events * 1e6
     return Row(
         name=f"meter, {made.ids:,} ids seen before",
@@ -121,6 +121,10 @@ def meter_history(ground: Ground, ids: int) -> Row:
     )
 
 
+class TooFew(ValueError):
+    """There was too little to count for a rate."""
+
+
 class _Run:
     """What counting one backlog showed."""
 
@@ -135,6 +139,14 @@ class _Run:
         self.usage_rows = 0
         self.agent_us: float | None = None
         self.flushes: dict[str, str | int | float] = {}
+
+
+def _rate(run: _Run) -> tuple[int, float]:
+    """(events, seconds) between commits. Raises TooFew when one commit counted everything."""
+    counted, seconds = rate_between_commits(run.sights)
+    if not seconds:
+        raise TooFew(f"{run.truth.events:,} events were counted in one commit, which has no rate: take more")
+    return counted, seconds
 
 
 def _count_backlog(

@@ -6,7 +6,6 @@ Owns the command line and the output. Exits 1 when a count is off.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -56,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     # Before Polars is imported: one thread, as in the meter.
     os.environ["POLARS_MAX_THREADS"] = "1"
     from benchmarks.curves.varied import curves
-    from benchmarks.machine import describe_machine
+    from benchmarks.document import write_document
     from benchmarks.row import CountsDiffer
 
     drawn: dict[str, list[dict[str, object]]] = {}
@@ -72,9 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     except CountsDiffer as error:
         sys.stderr.write(f"A count is off: {error}\n")
         return 1
-    document = {"machine": describe_machine(), "curves": drawn}
-    chosen.json.parent.mkdir(parents=True, exist_ok=True)
-    chosen.json.write_text(json.dumps(document, indent=2) + "\n")
+    write_document(chosen.json, curves=drawn)
     sys.stdout.write(f"\nDetails: {chosen.json}\n")
     return 0
 

@@ -7,19 +7,14 @@ one), 2 when a part cannot run here.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-import tempfile
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from benchmarks.installation import Ground
     from benchmarks.peers.contender import Line
-    from benchmarks.peers.watching import Meanwhile
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 RESULTS = _CHECKOUT / "benchmarks" / "results" / "peers.json"
@@ -64,27 +59,23 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure Tollgate's meter and the peers chosen; returns the exit code."""
     # Before Polars is imported, here and in what is started from here: one thread, as in the meter.
     os.environ["POLARS_MAX_THREADS"] = "1"
-    from benchmarks.installation import NotCaughtUp
+    from benchmarks.installation import Ground, NotCaughtUp
+    from benchmarks.parts import start_parts
     from benchmarks.peers.contender import SMALL_EVENTS, Contender, Line, measure
     from benchmarks.peers.events import Span
     from benchmarks.peers.own_meter import OwnMeter
     from benchmarks.peers.roster import EVENTS, TITLES, make_peers
     from benchmarks.peers.running import Logs
-    from benchmarks.peers.watching import StoodStill
-    from benchmarks.processor import pinned_to, share_cores
+    from benchmarks.peers.watching import Meanwhile, StoodStill
     from benchmarks.row import CountsDiffer
     from sandbox.child import PartFailed, PartUnavailable
 
     chosen = _parse(arguments, tuple(TITLES))
-    if not hasattr(os, "sched_setaffinity"):
-        sys.stderr.write("Benchmarks pin processes and read /proc: they run on Linux.\n")
-        return 2
     if not chosen.python.exists():
         sys.stderr.write(
             f"{chosen.python} is missing: `make bench-peers` makes it, --python names another.\n"
         )
         return 2
-    cores = share_cores(frozenset(os.sched_getaffinity(0)))
     now_ms = time.time_ns() // 1_000_000
     small = Span(SMALL_EVENTS, PARTITIONS, now_ms)
     lines: list[Line] = []
@@ -94,9 +85,11 @@ def main(arguments: list[str] | None = None) -> int:
         lines.append(measure(contender, small, Span(chosen.events or events, PARTITIONS, now_ms)))
 
     try:
-        with ExitStack() as stack:
-            stack.enter_context(pinned_to(cores.others))
-            ground, meanwhile = _prepare(stack, cores)
+        with start_parts("peers") as parts:
+            ground = Ground.of(parts, PARTITIONS)
+            meanwhile = None
+            if parts.kafka is not None and not parts.postgres.external:
+                meanwhile = Meanwhile((parts.kafka.pid, parts.postgres.pid))
             logs = Logs(ground, chosen.python)
             run(OwnMeter(ground, meanwhile), OWN_EVENTS)
             for name in chosen.peers:
@@ -120,53 +113,21 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _prepare(stack: ExitStack, cores: object) -> tuple[Ground, Meanwhile | None]:
-    """Start broker and database."""
-    from benchmarks.installation import Ground
-    from benchmarks.peers.watching import Meanwhile
-    from benchmarks.processor import Cores
-    from sandbox.local_kafka import LocalKafka
-    from sandbox.local_postgres import LocalPostgres
-
-    assert isinstance(cores, Cores)
-    bootstrap = os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
-    kafka = None if bootstrap else stack.enter_context(LocalKafka())
-    postgres = stack.enter_context(LocalPostgres())
-    directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tollgate-peers-")))
-    meanwhile = None
-    if kafka is not None:
-        bootstrap = kafka.bootstrap
-        if not postgres.external:
-            meanwhile = Meanwhile((kafka.pid, postgres.pid))
-    assert bootstrap is not None
-    ground = Ground(
-        bootstrap_servers=bootstrap,
-        postgres=postgres,
-        directory=directory,
-        cores=cores,
-        partitions=PARTITIONS,
-        profile_directory=None,
-    )
-    return ground, meanwhile
-
-
 def _report(lines: list[Line], chosen: argparse.Namespace) -> None:
     """Print the table and write the JSON of what was completed."""
-    from benchmarks.machine import describe_machine
+    from benchmarks.document import write_document
     from benchmarks.peers.roster import package_versions
     from benchmarks.peers.table import render_markdown, render_table
 
     if not lines:
         return
     sys.stdout.write(render_markdown(lines) if chosen.markdown else render_table(lines))
-    document = {
-        "machine": describe_machine(),
-        "peers_packages": package_versions(chosen.python),
-        "partitions": PARTITIONS,
-        "lines": [line.to_document() for line in lines],
-    }
-    chosen.json.parent.mkdir(parents=True, exist_ok=True)
-    chosen.json.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    write_document(
+        chosen.json,
+        peers_packages=package_versions(chosen.python),
+        partitions=PARTITIONS,
+        lines=[line.to_document() for line in lines],
+    )
     sys.stdout.write(f"Details: {chosen.json}\n")
 
 

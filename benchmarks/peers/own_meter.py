@@ -6,8 +6,11 @@ Owns its three runs. It refuses to know the peers.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+from benchmarks.backlog import Truth
 from benchmarks.installation import Ground, Installation
 from benchmarks.log_reading import write_log
 from benchmarks.peers.contender import Count, KilledCount
@@ -31,11 +34,7 @@ class OwnMeter:
 
     def count(self, span: Span) -> Count:
         """Start on the filled topic, count everything, SIGTERM. Raises CountsDiffer, NotCaughtUp."""
-        with self.ground.installation("peers") as installation:
-            backlog = span.backlog(installation.id_seed)
-            write_log(installation.kafka, backlog.records())
-            truth = backlog.truth()
-            _configure(installation)
+        with _filled(self.ground, "peers", span) as (installation, truth):
             before, elsewhere = ended_cpu_seconds(), begin_watch(self.meanwhile)
             pid = installation.start("meter", self.ground.cores.measured, wait=False)
             sights = installation.watch(pid, truth.events, timeout_seconds=_TIMEOUT_SECONDS)
@@ -51,11 +50,7 @@ class OwnMeter:
 
     def count_killed(self, span: Span) -> KilledCount:
         """SIGKILL at the first commit past half, start again. Raises CountsDiffer when anything is off: that is the promise."""
-        with self.ground.installation("peers-kill") as installation:
-            backlog = span.backlog(installation.id_seed)
-            write_log(installation.kafka, backlog.records())
-            truth = backlog.truth()
-            _configure(installation)
+        with _filled(self.ground, "peers-kill", span) as (installation, truth):
             pid = installation.start("meter", self.ground.cores.measured, wait=False)
             sights = installation.watch(pid, truth.events // 2, timeout_seconds=_TIMEOUT_SECONDS)
             installation.stack.kill("meter")
@@ -68,6 +63,16 @@ class OwnMeter:
             assert_counts("Tollgate's meter after a kill", str(miscount), "exact")
             assert_counts("Tollgate's meter after a kill", installation.outcomes()["received"], truth.events)
             return KilledCount(truth.events, sights[-1].received, miscount)
+
+
+@contextmanager
+def _filled(ground: Ground, name: str, span: Span) -> Iterator[tuple[Installation, Truth]]:
+    """An installation with the span in its topic, no meter started, and what it must come to."""
+    with ground.installation(name) as installation:
+        backlog = span.backlog(installation.id_seed)
+        write_log(installation.kafka, backlog.records())
+        _configure(installation)
+        yield installation, backlog.truth()
 
 
 def _configure(installation: Installation) -> None:

@@ -1,12 +1,13 @@
 """The peers' table: lines as aligned text, and as the Markdown of the documents.
 
-Owns columns and number formats. It refuses to know where lines come from.
+Owns its columns. It refuses to know where lines come from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from benchmarks.layout import Cells, align, markdown, three_digits
 from benchmarks.peers.contender import Line
 
 HEADINGS = (
@@ -25,24 +26,16 @@ _TEXTS = (0, 1, len(HEADINGS) - 1)
 
 def render_table(lines: Sequence[Line]) -> str:
     """Aligned columns for a terminal; ends with a newline. The first line is what the others are compared with."""
-    cells = [HEADINGS, *(_cells(line, lines[0]) for line in lines)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(HEADINGS))]
-    rows = [
-        "  ".join(
-            text.ljust(width) if column in _TEXTS else text.rjust(width)
-            for column, (text, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in cells
-    ]
-    rows.insert(1, "-" * max(len(row) for row in rows))
-    return "\n".join(rows) + "\n"
+    return align(_all_cells(lines), _TEXTS)
 
 
 def render_markdown(lines: Sequence[Line]) -> str:
     """The same as a Markdown table; ends with a newline."""
-    alignment = tuple("---" if column in _TEXTS else "---:" for column in range(len(HEADINGS)))
-    cells = [HEADINGS, alignment, *(_cells(line, lines[0]) for line in lines)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in cells) + "\n"
+    return markdown(_all_cells(lines), _TEXTS)
+
+
+def _all_cells(lines: Sequence[Line]) -> Cells:
+    return [HEADINGS, *(_cells(line, lines[0]) for line in lines)]
 
 
 def _cells(line: Line, first: Line) -> tuple[str, ...]:
@@ -53,15 +46,10 @@ def _cells(line: Line, first: Line) -> tuple[str, ...]:
         line.name,
         line.mode,
         f"{line.events:,}",
-        _number(line.cpu_us),
-        _number(line.warm_cpu_us) if line.warm_cpu_us else "-",
+        three_digits(line.cpu_us),
+        three_digits(line.warm_cpu_us) if line.warm_cpu_us else "-",
         f"{line.cpu_us / first.cpu_us:.1f}" if first.cpu_us else "-",
         f"{line.rate:,.0f}" if line.rate else "-",
-        "-" if elsewhere is None else _number(elsewhere),
+        "-" if elsewhere is None else three_digits(elsewhere),
         f"{line.after_kill} (killed at {line.killed_at:,})",
     )
-
-
-def _number(value: float) -> str:
-    """Three digits that mean something."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

@@ -6,16 +6,13 @@ Owns the command line, the parts' lives and the output. Exits 1 when a count is 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-import tempfile
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from benchmarks.installation import Ground
+    from benchmarks.parts import Parts
     from benchmarks.scale.spread import Point
 
 RESULTS = Path(__file__).parents[1] / "results" / "scale.json"
@@ -65,19 +62,14 @@ def main(arguments: list[str] | None = None) -> int:
     # Before Polars is imported, here and in what is started from here: one thread, as in the meter.
     os.environ["POLARS_MAX_THREADS"] = "1"
     from benchmarks.installation import NotCaughtUp
-    from benchmarks.processor import pinned_to, share_cores
+    from benchmarks.parts import start_parts
     from benchmarks.row import CountsDiffer
     from sandbox.child import PartFailed, PartUnavailable
 
-    if not hasattr(os, "sched_setaffinity"):
-        sys.stderr.write("Benchmarks pin processes and read /proc: they run on Linux.\n")
-        return 2
-    cores = share_cores(frozenset(os.sched_getaffinity(0)))
     points: list[Point] = []
     try:
-        with ExitStack() as stack:
-            stack.enter_context(pinned_to(cores.others))
-            _run(stack, chosen, cores, points)
+        with start_parts("scale") as parts:
+            _run(parts, chosen, points)
     except CountsDiffer as error:
         sys.stderr.write(f"A count is off: {error}\n")
         return 1
@@ -89,24 +81,17 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _run(stack: ExitStack, chosen: argparse.Namespace, cores: object, points: list[Point]) -> None:
-    """Start broker and database, and measure point after point into `points`."""
+def _run(parts: Parts, chosen: argparse.Namespace, points: list[Point]) -> None:
+    """Measure point after point into `points`."""
     from benchmarks.installation import Ground
-    from benchmarks.processor import Cores
     from benchmarks.scale.spread import count_spread, prepare
-    from sandbox.local_kafka import LocalKafka
-    from sandbox.local_postgres import LocalPostgres
     from sandbox.stack import StackSettings
     from tollgate.contracts.events import derive_seed
 
-    assert isinstance(cores, Cores)
-    bootstrap = os.environ.get("KAFKA_BOOTSTRAP_SERVERS") or stack.enter_context(LocalKafka()).bootstrap
-    postgres = stack.enter_context(LocalPostgres())
-    directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tollgate-scale-")))
     # Every installation of the sandbox has the same seed: one backlog is made for all that count it.
-    id_seed = derive_seed(StackSettings(directory, bootstrap, "", "").id_seed)
+    id_seed = derive_seed(StackSettings(parts.directory, parts.bootstrap, "", "").id_seed)
     for partitions in chosen.partitions:
-        ground: Ground = Ground(bootstrap, postgres, directory, cores, partitions, None)
+        ground = Ground.of(parts, partitions)
         prepared = prepare(id_seed, partitions, chosen.events)
         for workers in chosen.workers:
             sys.stderr.write(f"{partitions} partitions, {workers} workers …\n")
@@ -117,7 +102,7 @@ def _run(stack: ExitStack, chosen: argparse.Namespace, cores: object, points: li
 
 def _report(points: list[Point], chosen: argparse.Namespace) -> None:
     """Print the curve and write the JSON of the points that were completed."""
-    from benchmarks.machine import describe_machine
+    from benchmarks.document import write_document
     from benchmarks.scale.curve import find_spread, render_curve
 
     if not points:
@@ -128,9 +113,7 @@ def _report(points: list[Point], chosen: argparse.Namespace) -> None:
             f"{workers} workers: the dearest number of partitions costs {by_cpu:.2f} x the cheapest "
             f"({by_ratio:.2f} x beside the bare limit)\n"
         )
-    document = {"machine": describe_machine(), "points": [point.to_document() for point in points]}
-    chosen.json.parent.mkdir(parents=True, exist_ok=True)
-    chosen.json.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    write_document(chosen.json, points=[point.to_document() for point in points])
     sys.stdout.write(f"Counts of every point were equal to an independent count. Details: {chosen.json}\n")
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from benchmarks.layout import aligned_markdown
+
 HEADINGS = (
     "partitions",
     "workers",
@@ -50,13 +52,7 @@ class Measured(Protocol):
 
 def render_curve(points: Sequence[Measured]) -> str:
     """A Markdown table that reads well in a terminal too; ends with a newline."""
-    cells = [HEADINGS, *(_cells(point, points[0]) for point in points)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(HEADINGS))]
-    lines = [
-        "| " + " | ".join(t.rjust(w) for t, w in zip(line, widths, strict=True)) + " |" for line in cells
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|")
-    return "\n".join(lines) + "\n"
+    return aligned_markdown([HEADINGS, *(_cells(point, points[0]) for point in points)])
 
 
 def find_spread(points: Sequence[Measured]) -> dict[int, tuple[float, float]]:
