@@ -48,6 +48,7 @@ def read_rows(record: LoggedRecord) -> list[Row]:
     except UndecodableRecord:
         return [place | {"undecodable": _claimed(record)}]
     place |= {"ingest_ms": headers.ingest_ms, "accept_late": headers.accept_late}
+    # By hand: a recount shares no code with what it checks, nor does this reading of the name.
     said = headers.instance.rpartition("/")
     if said[1] and said[2].isascii() and said[2].isdigit() and said[2][0] != "0" and len(said[2]) <= 6:
         place["written_for"] = int(said[2])

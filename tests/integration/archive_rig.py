@@ -19,14 +19,13 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from tests.fakes.logged import events_record, raw_record, tick_record
-from tests.integration.meter_rig import ROOT, SESSION_SECONDS, MeterRig, Worker
+from tests.integration.meter_rig import ROOT, SESSION_SECONDS, MeterRig, Worker, ingest_producer
 from tests.parts.kafka import BrokerSettings
 from tests.unit.metering.rows import row
 from tollgate.contracts.archive import HOUR_MS, FileName, order_files
 from tollgate.contracts.archive_rows import RestoredRecord, restore_records
 from tollgate.contracts.events import decode_batch
 from tollgate.contracts.topics import GATEWAY_EVENTS
-from tollgate.runtime.kafka import new_producer
 
 
 class Archiver(Worker):
@@ -93,14 +92,7 @@ class ArchiveRig:
 
     async def produce(self, records: Sequence[RestoredRecord]) -> None:
         """Write these to their partitions, in order; offsets are given by the log. All acknowledged on return."""
-        producer = new_producer(
-            self.settings,
-            idempotent=not self.settings.ephemeral,
-            ephemeral=self.settings.ephemeral,
-            client_id="test-ingest",
-        )
-        await producer.start()
-        try:
+        async with ingest_producer(self.settings) as producer:
             sent = [
                 await producer.send(
                     self.settings.topic_name(GATEWAY_EVENTS.name),
@@ -113,8 +105,6 @@ class ArchiveRig:
                 for record in records
             ]
             done = await asyncio.gather(*sent)
-        finally:
-            await producer.stop()
         for record, metadata in zip(records, done, strict=True):
             self.log[record.partition].append(
                 RestoredRecord(

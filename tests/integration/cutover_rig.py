@@ -12,12 +12,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.fakes.events import Call, batch_of
+from tests.fakes.events import Call
 from tests.integration.meter_rig import ROOT, MeterRig
 from tests.parts.kafka import BrokerSettings
 from tollgate.contracts.events import assign_partition, instance_name
-from tollgate.contracts.topics import GATEWAY_EVENTS
-from tollgate.runtime.kafka import new_producer
 
 
 class CutoverRig(MeterRig):
@@ -33,30 +31,13 @@ class CutoverRig(MeterRig):
         self, calls: Sequence[Call], partitions: int, *, counts: bool = True, rows: int = 20
     ) -> None:
         """Write `calls` as an ingest that knows `partitions` does. `counts`: whether the truth has them."""
-        by_partition: dict[int, list[Call]] = {}
-        for call in calls:
-            by_partition.setdefault(assign_partition(call.account, partitions), []).append(call)
-            self.received += 1
-            if counts and call.status < 500:
-                self._accepted.setdefault(call.id, call.account)
-        producer = new_producer(
-            self.settings,
-            idempotent=not self.settings.ephemeral,
-            ephemeral=self.settings.ephemeral,
-            client_id="test-ingest",
+        await self.write(
+            calls,
+            lambda account: assign_partition(account, partitions),
+            rows=rows,
+            instance=instance_name(f"ingest-{partitions}", partitions),
+            counts=counts,
         )
-        await producer.start()
-        try:
-            topic = self.settings.topic_name(GATEWAY_EVENTS.name)
-            sent = []
-            for partition, wanted in by_partition.items():
-                for at in range(0, len(wanted), rows):
-                    instance = instance_name(f"ingest-{partitions}", partitions)
-                    value, headers = batch_of(wanted[at : at + rows], instance)
-                    sent.append(await producer.send(topic, value, partition=partition, headers=headers))
-            await asyncio.gather(*sent)
-        finally:
-            await producer.stop()
 
     async def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """A command of the real command line, with `environment` (bare names below TOLLGATE_)."""

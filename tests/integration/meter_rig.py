@@ -15,7 +15,8 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,19 @@ from tollgate.runtime.kafka import TopicSpec, cluster_id, create_topics, new_pro
 ROOT = Path(__file__).resolve().parents[2]
 SESSION_SECONDS = 3.0
 CALLS = Meter("calls", "status < 500", Metric(MetricKind.COUNT, None), WindowSize.HOUR, (), None)
+
+
+@asynccontextmanager
+async def ingest_producer(settings: BrokerSettings) -> AsyncIterator[Any]:
+    """A producer as ingest has it."""
+    producer = new_producer(
+        settings, idempotent=not settings.ephemeral, ephemeral=settings.ephemeral, client_id="test-ingest"
+    )
+    await producer.start()
+    try:
+        yield producer
+    finally:
+        await producer.stop()
 
 
 class Worker:
@@ -154,35 +168,33 @@ class MeterRig:
 
     async def produce(self, calls: Sequence[Call], *, rows: int = 20) -> None:
         """Write `calls`, `rows` a record, each to its account's partition; all acknowledged on return."""
+        await self.write(calls, lambda account: sum(account.encode()) % self.partitions, rows=rows)
+
+    async def write(
+        self,
+        calls: Sequence[Call],
+        place: Callable[[str], int],
+        *,
+        rows: int,
+        instance: str = "ingest-1",
+        counts: bool = True,
+    ) -> None:
+        """Write `calls` as `instance` does, each to the partition `place` gives its account. `counts`: whether the truth
+        has them."""
         by_partition: dict[int, list[Call]] = {}
         for call in calls:
-            by_partition.setdefault(sum(call.account.encode()) % self.partitions, []).append(call)
+            by_partition.setdefault(place(call.account), []).append(call)
             self.received += 1
-            if call.status < 500:
+            if counts and call.status < 500:
                 self._accepted.setdefault(call.id, call.account)
-        producer = new_producer(
-            self.settings,
-            idempotent=not self.settings.ephemeral,
-            ephemeral=self.settings.ephemeral,
-            client_id="test-ingest",
-        )
-        await producer.start()
-        try:
+        async with ingest_producer(self.settings) as producer:
+            topic = self.settings.topic_name(GATEWAY_EVENTS.name)
             sent = []
             for partition, wanted in by_partition.items():
                 for at in range(0, len(wanted), rows):
-                    value, headers = batch_of(wanted[at : at + rows])
-                    sent.append(
-                        await producer.send(
-                            self.settings.topic_name(GATEWAY_EVENTS.name),
-                            value,
-                            partition=partition,
-                            headers=headers,
-                        )
-                    )
+                    value, headers = batch_of(wanted[at : at + rows], instance)
+                    sent.append(await producer.send(topic, value, partition=partition, headers=headers))
             await asyncio.gather(*sent)
-        finally:
-            await producer.stop()
 
     def progress(self) -> dict[int, PartitionProgress]:
         return load_progress(self.engine)
