@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ def _flush(engine: Engine, partition: int, ids: dict[int, list[int]]) -> None:
     counted = sum(map(len, ids.values()))
     fold = make_fold(
         [part(partition, at, at + 3, counted=counted, seen=ids)],
-        [Delta(partition, account=f"user:{partition}", quantity=counted, events=counted)],  # type: ignore[arg-type]
+        [Delta(partition, account=f"user:{partition}", quantity=Decimal(counted), events=counted)],
     )
     assert not commit_fold(engine, fold, prints(fold), meters_version(engine), 0)
 
@@ -181,8 +182,8 @@ def test_missing_ids_are_refused_and_copying_goes_on(
 
     seen: list[tuple[int, int, int]] = []
 
-    def die(*copied: int) -> None:
-        seen.append(copied)  # type: ignore[arg-type]
+    def die(partition: int, day: int, count: int) -> None:
+        seen.append((partition, day, count))
         if len(seen) == 3:
             raise Killed
 

@@ -61,32 +61,33 @@ def test_nothing_is_misplaced_where_a_count_is_not_known() -> None:
     assert misplacement(OLD, 12)
 
 
+def _count_at(_partition: int, offset: int) -> int:
+    """Four partitions in the first half of the log, twelve in the second."""
+    return 4 if offset < 30 else 12
+
+
+def _set_at(partition: int, offset: int) -> MeterSet:
+    return MeterSet(1 + (offset >= 30), METERS.meters, _count_at(partition, offset))
+
+
 def test_fold_recount_and_archive_agree_on_what_is_misplaced() -> None:
     """The same log by three readings, with the count changing in the middle: the same outcomes, and they are right."""
     for seed in range(20):
         log = _log(random.Random(seed))
-        layout = {True: 4, False: 12}
-
-        def at(_partition: int, offset: int) -> int:
-            return layout[offset < 30]  # noqa: B023
-
-        def sets(_partition: int, offset: int) -> MeterSet:
-            return MeterSet(1 + (offset >= 30), METERS.meters, layout[offset < 30])  # noqa: B023
-
         wrong = {
             each.offset
             for each in log
             if dict(each.headers)["instance"].decode() == (NEW if each.offset < 30 else OLD)
         }
-        folded = fold(decode_records(log, at), {0: SeenIds()}, CompiledMeters.compile(METERS), RULES)
-        recounter = Recounter(sets, RULES)
+        folded = fold(decode_records(log, _count_at), {0: SeenIds()}, CompiledMeters.compile(METERS), RULES)
+        recounter = Recounter(_set_at, RULES)
         for each in log:
             recounter.add(read_rows(each))
         shadow = Shadow(METERS, RULES, lambda usage: usage)
         table = join_rows(tabulate(log), []).select(
             sorted(BESIDE_COLUMNS & set(join_rows(tabulate(log), []).schema.names))
         )
-        rows = ArchivedRows(table, at)
+        rows = ArchivedRows(table, _count_at)
         shadow.fold(rows.records, rows)
         ended = folded.partitions[0].outcomes
         assert ended == recounter.result().outcomes[0] == shadow.outcomes[0]
