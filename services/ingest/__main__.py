@@ -122,7 +122,11 @@ async def run(settings: IngestSettings, shutdown: Shutdown) -> None:
             await asyncio.gather(*background, return_exceptions=True)
             await service.log.finish(settings.shutdown_seconds * (1 - _DRAIN_SHARE) / 3)
         for task in failed:
-            task.result()
+            try:
+                task.result()
+            except (PinMismatch, LedgerNotReady) as error:
+                # A cut-over it was not told of, say: for an operator, and no fault of the program.
+                raise SystemExit(str(error)) from None
         _log.info("service.stopped")
 
 

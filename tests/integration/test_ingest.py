@@ -16,10 +16,12 @@ import pyarrow as pa
 import pytest
 import pytest_asyncio
 
-from tests.integration.ingest_rig import IngestRig
+from tests.integration.ingest_rig import PARTITIONS, IngestRig
 from tests.parts.kafka import BrokerSettings, KafkaPart, fresh_settings
 from tollgate.contracts.dead import DeadLetter, encode_dead_letter
-from tollgate.contracts.events import encode_batch
+from tollgate.contracts.events import encode_batch, written_for
+from tollgate.ledger.audit import AuditAction, AuditEntry
+from tollgate.ledger.cutover import switch
 from tollgate.ledger.engine import open_ledger
 from tollgate.ledger.sources import revoke_source
 from tollgate.metering.errors import DeadReason
@@ -230,3 +232,22 @@ def test_wrong_settings_are_named_all_at_once() -> None:
     for name in ("ID_SEED", "KEY_SEED", "CAPTURE", "GROUP_COMMIT_MS"):
         assert f"TOLLGATE_{name}: " in done.stderr
     assert "Traceback" not in done.stderr
+
+
+async def test_an_ingest_that_missed_a_cut_over_ends_and_says_why(rig: IngestRig) -> None:
+    """What it had acknowledged is in the log, under the count it knew; the reason is a sentence."""
+    rig.start()
+    with rig.client() as client:
+        assert client.post("/v1/logs/kong", json=[kong_entry(1), kong_entry(2)]).status_code == 200
+    engine = open_ledger(rig.ledger_url)
+    drained = dict.fromkeys(range(PARTITIONS), 0)
+    entry = AuditEntry(1, "test", AuditAction.CUTOVER, "gateway.events", "more", {})
+    switch(engine, PARTITIONS, 2 * PARTITIONS, drained, entry, 1)
+    engine.dispose()
+    assert await asyncio.to_thread(rig.child.wait, 20) == 1
+    said = rig.child.output()
+    assert f"partitions is pinned to '{2 * PARTITIONS}' but here it is '{PARTITIONS}'" in said
+    assert "Traceback" not in said
+    contents = await rig.read_log()
+    assert contents.ids == {f"{1:032x}", f"{2:032x}"}
+    assert {written_for(instance) for _, instance in contents.rows} == {PARTITIONS}
